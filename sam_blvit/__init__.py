@@ -1,0 +1,17 @@
+"""Segment Anything with a big.LITTLE image encoder: a drop-in under `SamPredictor`, fast by routing tokens."""
+
+from sam_blvit.checkpoint import CheckpointError, load_sam, sam_model_registry, save_plain_sam, save_sam
+from sam_blvit.config import MODELS, ModelConfig
+from sam_blvit.model.build import build_sam
+
+__version__ = "0.1.0"
+__all__ = [
+    "MODELS",
+    "CheckpointError",
+    "ModelConfig",
+    "build_sam",
+    "load_sam",
+    "sam_model_registry",
+    "save_plain_sam",
+    "save_sam",
+]

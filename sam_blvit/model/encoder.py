@@ -1,0 +1,217 @@
+"""The image encoder: SAM's, dense, or big.LITTLE with a dial for how many tokens it works on in full.
+
+Shapes:
+    B  images    Gh, Gw  token rows and columns    N  Gh * Gw    C  channels    G  grid of the square input
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.image_encoder import PatchEmbed
+from torch import Tensor, nn
+
+from sam_blvit.config import EMBEDDING_CHANNELS, PATCH_SIZE, ModelConfig, check_keep_ratio
+from sam_blvit.model.blocks import Block, LittleBlock
+from sam_blvit.model.router import Routing, TokenRouter, choose
+from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens on their way through the layers, and how they lie."""
+
+    x: Tensor
+    """(B, N, C) window-major."""
+    layout: WindowLayout
+    logits: dict[int, Tensor]
+    """Router logits (B, N) by the layer they follow, of layers already run."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An image embedding and how it came about."""
+
+    embedding: Tensor
+    """(B, 256, G, G) float32, what SAM's mask decoder reads."""
+    routings: dict[int, Routing]
+    """The choice of each router that ran, by the layer it follows (from 1)."""
+    layout: WindowLayout
+    """How the tokens of a routing lie."""
+
+
+class ImageEncoder(nn.Module):
+    """SAM's image encoder with routed layers (paper, section 3). Takes and returns float32."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.img_size = config.image_size  # SAM's name: its predictor and post-processing read it
+        self.patch_embed = PatchEmbed(
+            kernel_size=(PATCH_SIZE, PATCH_SIZE), stride=(PATCH_SIZE, PATCH_SIZE), embed_dim=config.dim
+        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.grid, config.grid, config.dim))
+        self.blocks = nn.ModuleList(_block(config, layer) for layer in range(1, config.layers + 1))
+        self.routers = nn.ModuleDict({str(layer - 1): TokenRouter(config.dim) for layer in config.routers_after})
+        self.neck = nn.Sequential(
+            nn.Conv2d(config.dim, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+            nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+        )
+        if config.routed:
+            self.outside = nn.Parameter(torch.zeros(EMBEDDING_CHANNELS))
+        self._keep_ratio = check_keep_ratio(config.keep_ratio) if config.routed else 1.0
+        self._init_weights()
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of the tokens that performance blocks update, 0 to 1; at 1 every layer runs dense."""
+        return self._keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, value: float) -> None:
+        value = check_keep_ratio(value)
+        if not self.config.routed and value != 1:
+            raise ValueError(f"keep_ratio={value}: {self.config.name} is dense, its keep_ratio is always 1")
+        self._keep_ratio = value
+
+    @property
+    def size_step(self) -> int:
+        """Input height and width are multiples of this many pixels: a token, or a window where none is padded."""
+        return PATCH_SIZE if self.config.padded else PATCH_SIZE * self.config.window
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which an image of `height` x `width` is zero-padded before encoding."""
+        if self.config.square_input:
+            return self.img_size, self.img_size
+        step = self.size_step
+        return -(-height // step) * step, -(-width // step) * step
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed normalised `images` (B, 3, H, W) as (B, 256, G, G), both float32.
+
+        H and W are multiples of `size_step`, at most `img_size`; ValueError otherwise.
+        """
+        return self.encode(images).embedding
+
+    def encode(self, images: Tensor) -> Encoding:
+        """As `forward`, with what the routers chose."""
+        return self.finish(self.begin(images))
+
+    def begin(self, images: Tensor) -> Tokens:
+        """The part that no keep ratio changes: patches, positions and the layers before the first routed one."""
+        self._check_size(images)
+        logits: dict[int, Tensor] = {}
+        with self._precision(images.device):
+            x = self.patch_embed(images).float()  # (B, Gh, Gw, C)
+            layout = WindowLayout((x.shape[1], x.shape[2]), self.config.window, x.device)
+            x = layout.by_window(x + self.pos_embed[:, : x.shape[1], : x.shape[2]])
+            scopes = _scopes(layout, x.device)
+            for layer in range(1, self._first_routed):
+                x = self.blocks[layer - 1](x, scopes[layer in self.config.global_layers])
+                if layer in self.config.routers_after:
+                    logits[layer] = self._router(layer)(x)
+        return Tokens(x=x, layout=layout, logits=logits)
+
+    def finish(self, tokens: Tokens) -> Encoding:
+        """The routed layers at the current keep ratio, and the neck."""
+        layout = tokens.layout
+        num_primary = 0 if self.keep_ratio >= 1 else self.num_primary(layout)
+        routings: dict[int, Routing] = {}
+        with self._precision(tokens.x.device):
+            x = self._routed_layers(tokens, num_primary, routings)
+            embedding = self.neck(layout.by_raster(x).permute(0, 3, 1, 2)).float()
+        return Encoding(embedding=self._on_canvas(embedding), routings=routings, layout=layout)
+
+    def num_primary(self, layout: WindowLayout) -> int:
+        """K, primary tokens of each window, at the current keep ratio."""
+        return round(self.keep_ratio * layout.num_tokens / layout.num_windows)
+
+    def _routed_layers(self, tokens: Tokens, num_primary: int, routings: dict[int, Routing]) -> Tensor:
+        """Tokens after the last layer (B, N, C); what routers choose is added to `routings`."""
+        x, layout = tokens.x, tokens.layout
+        scopes = _scopes(layout, x.device)
+        routing: Routing | None = None
+        for layer in range(self._first_routed, self.config.layers + 1):
+            block, scope = self.blocks[layer - 1], scopes[layer in self.config.global_layers]
+            if self.keep_ratio >= 1:
+                x = block(x, scope)
+                continue
+            scored = max((after for after in self.config.routers_after if after < layer))
+            if num_primary and scored not in routings:
+                logits = tokens.logits[scored] if scored in tokens.logits else self._router(scored)(x)
+                routing = choose(logits, layout=layout, num_primary=num_primary)
+                routings[scored] = routing
+            x = block.route(x, scope, routing)
+        return x
+
+    @property
+    def _first_routed(self) -> int:
+        return self.config.routed_from or self.config.layers + 1
+
+    def _router(self, layer: int) -> TokenRouter:
+        return cast(TokenRouter, self.routers[str(layer - 1)])  # named as SAM counts its blocks, from 0
+
+    def _on_canvas(self, embedding: Tensor) -> Tensor:
+        """`embedding` (B, 256, Gh, Gw) as (B, 256, G, G): what no token covers is the learned vector `outside`."""
+        grid = self.config.grid
+        height, width = embedding.shape[-2:]
+        if (height, width) == (grid, grid):
+            return embedding
+        outside = self.outside if self.config.routed else embedding.new_zeros(EMBEDDING_CHANNELS)
+        outside = outside[:, None, None].expand(len(embedding), -1, -1, -1)
+        right = outside.expand(-1, -1, height, grid - width)
+        below = outside.expand(-1, -1, grid - height, grid)
+        return torch.cat([torch.cat([embedding, right], dim=3), below], dim=2)
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """Matrix products in `compute_dtype`; parameters, residual stream, norms and gates stay in float32.
+
+        float32 leaves an autocast of the caller's in charge.
+        """
+        if self.config.compute_dtype == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=getattr(torch, self.config.compute_dtype))
+
+    def _check_size(self, images: Tensor) -> None:
+        height, width = images.shape[-2:]
+        step = self.size_step
+        if height % step or width % step or not 0 < max(height, width) <= self.img_size or min(height, width) == 0:
+            raise ValueError(
+                f"input of {height} x {width} pixels: {self.config.name} takes multiples of {step} up to "
+                f"{self.img_size}; Sam.preprocess pads to that"
+            )
+
+    def _init_weights(self) -> None:
+        """ViT's usual start; the efficiency blocks' last projections are zero, so training starts from SAM's tokens
+        with the others waiting."""
+        for block in self.blocks:
+            for module in block.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    nn.init.zeros_(module.bias)
+            if block.little is not None:
+                nn.init.zeros_(block.little.attn.proj.weight)
+                nn.init.zeros_(block.little.mlp.leave.weight)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+
+def _block(config: ModelConfig, layer: int) -> Block:
+    table_size = config.grid if layer in config.global_layers else config.rel_pos_window
+    little = None
+    if layer in config.little_layers:
+        little = LittleBlock(
+            config.dim, inner_dim=config.little_dim, num_heads=config.little_heads, table_size=table_size
+        )
+    routed = config.routed_from is not None and layer >= config.routed_from
+    return Block(config.dim, num_heads=config.heads, table_size=table_size, routed=routed, little=little)
+
+
+def _scopes(layout: WindowLayout, device: torch.device) -> dict[bool, Scope]:
+    """What attention sees, by whether the layer is global."""
+    return {False: WindowScope(layout, device), True: GlobalScope(layout, device)}

@@ -1,0 +1,98 @@
+"""SAM around our image encoder: segment_anything's class, with inputs padded to what the encoder needs.
+
+Shapes:
+    B  images    h, w  an image after resizing, longest side `img_size`    G  tokens along a side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import Sam as OriginalSam
+from torch import Tensor
+
+from sam_blvit.config import ModelConfig
+from sam_blvit.model.encoder import ImageEncoder
+
+
+
+class Sam(OriginalSam):
+    """A `segment_anything.modeling.Sam` whose image encoder is dense or big.LITTLE.
+
+    `segment_anything.SamPredictor` and `SamAutomaticMaskGenerator` run on it unchanged.
+    """
+
+    image_encoder: ImageEncoder
+
+    @property
+    def config(self) -> ModelConfig:
+        """What this model is; goes into its checkpoints."""
+        return self.image_encoder.config
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Normalise pixels `x` (..., 3, h, w), 0 to 255, and zero-pad right and below to the encoder's input.
+
+        That is SAM's square for dense models, and whole windows for a big.LITTLE model without padded windows.
+        """
+        return self._padded(x, self.image_encoder.padded_size(*x.shape[-2:]))
+
+    def encode_images(self, images: Sequence[Tensor]) -> Tensor:
+        """Embed resized `images`, each (3, h, w) with pixels 0 to 255, in one batch: (B, 256, G, G).
+
+        Where their padded sizes differ the largest decides for all.
+        """
+        sizes = [self.image_encoder.padded_size(*image.shape[-2:]) for image in images]
+        size = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        return self.image_encoder(torch.stack([self._padded(image, size) for image in images]))
+
+    @torch.no_grad()
+    def forward(self, batched_input: list[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
+        """As segment_anything's: one dictionary of prompts an image in, one of masks out; shapes may be mixed."""
+        embeddings = self.encode_images([record["image"] for record in batched_input])
+        return [
+            self._masks_of(record, embedding[None], multimask_output)
+            for record, embedding in zip(batched_input, embeddings, strict=True)
+        ]
+
+    def decode(
+        self,
+        embedding: Tensor,
+        *,
+        points: tuple[Tensor, Tensor] | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Masks for P prompts on one image.
+
+        `embedding` (1, 256, G, G); `points` coordinates (P, n, 2) and labels (P, n); `boxes` (P, 4); `masks`
+        (P, 1, 4G, 4G) logits; coordinates in pixels of the resized image.
+        Returns mask logits (P, 3 or 1, 4G, 4G) and predicted IoU (P, 3 or 1).
+        """
+        sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=masks)
+        return self.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=self.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask_output,
+        )
+
+    def _masks_of(self, record: dict[str, Any], embedding: Tensor, multimask_output: bool) -> dict[str, Tensor]:
+        points = (record["point_coords"], record["point_labels"]) if "point_coords" in record else None
+        logits, iou = self.decode(
+            embedding,
+            points=points,
+            boxes=record.get("boxes"),
+            masks=record.get("mask_inputs"),
+            multimask_output=multimask_output,
+        )
+        full = self.postprocess_masks(logits, record["image"].shape[-2:], record["original_size"])
+        return {"masks": full > self.mask_threshold, "iou_predictions": iou, "low_res_logits": logits}
+
+    def _padded(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = (x - self.pixel_mean) / self.pixel_std
+        return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]))
