@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sam_blvit.config import MODELS, PATCH_SIZE, ModelConfig, model_config, override
+from sam_blvit.config import MODELS, PATCH_SIZE, ModelConfig, WeightsConfig, model_config, override
+from sam_blvit.distributed import pick_device
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
@@ -103,6 +104,14 @@ sam_model_registry: dict[str, Callable[..., Sam]] = {name: partial(build_from_re
 """Model builders by name, as in segment_anything: `sam_model_registry["blvit_b_t"](checkpoint="sam_vit_b.pth")`."""
 
 
+def load_model(weights: WeightsConfig) -> Sam:
+    """The model that a command's flags name, at their keep ratio and on their device."""
+    sam = build_from_registry(weights.model, weights.checkpoint)
+    if weights.keep_ratio is not None:
+        sam.image_encoder.keep_ratio = weights.keep_ratio
+    return sam.to(pick_device(weights.device))
+
+
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
     """Tensors by name, and the config if the file is one of ours. Nothing in the file is executed."""
     path = Path(path)
@@ -124,8 +133,11 @@ def is_big_little(name: str) -> bool:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, the identity of the weights in it."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
