@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -121,7 +121,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | 
         with path.open("rb") as file:
             is_safetensors = file.read(9)[8:] == b"{"
         return _read_safetensors(path) if is_safetensors else (_unwrapped(_read_pickle(path), path), None)
-    except (SafetensorError, EOFError, KeyError, RuntimeError, OSError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # the readers meet damage with anything: Unicode, index, struct, assertion errors ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({reason})") from error
 
@@ -160,7 +162,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None
     with safe_open(path, framework="pt") as file:
         config = (file.metadata() or {}).get(CONFIG_KEY)
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    return state, None if config is None else ModelConfig.from_json(config)
+    try:
+        return state, None if config is None else ModelConfig.from_json(config)
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"checkpoint {path} has a model config that cannot be used ({error})") from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -178,7 +183,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(content, dict) and (key := next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None)):
         found.append(f"{key!r}")
         content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not (isinstance(content, dict) and content and all(_is_weight(*item) for item in content.items())):
         raise CheckpointError(f"checkpoint {path} holds no state dict of tensors")
     if all(name.startswith(PREFIX) for name in content):
         found.append(f"{PREFIX!r}")
@@ -186,6 +191,10 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     if found:
         warnings.warn(f"{path}: unwrapped {' and '.join(found)}", stacklevel=3)
     return content
+
+
+def _is_weight(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _filled(config: ModelConfig, state: dict[str, Tensor], path: str | Path) -> Sam:

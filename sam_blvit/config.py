@@ -77,7 +77,8 @@ class ModelConfig:
             raise ValueError(f"little_dim={self.little_dim} does not divide into little_heads={self.little_heads}")
         if not self.routers_after or min(self.routers_after) >= self.routed_from:
             raise ValueError(
-                f"routed_from={self.routed_from} needs a router after an earlier layer; routers_after={self.routers_after}"
+                f"routed_from={self.routed_from} needs a router after an earlier layer; "
+                f"routers_after={self.routers_after}"
             )
         if self.little_layers and min(self.little_layers) < self.routed_from:
             raise ValueError(f"little_layers={self.little_layers} start before routed_from={self.routed_from}")
@@ -190,8 +191,10 @@ def override(config: ModelConfig, **overrides: object) -> ModelConfig:
     """`config` with fields replaced; a torch dtype may stand for compute_dtype. ValueError names unknown fields."""
     unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(config)})
     if unknown:
-        raise ValueError(f"{config.name}: unknown option {', '.join(unknown)}; window, image_size, keep_ratio and "
-                         "compute_dtype are the usual ones")
+        raise ValueError(
+            f"{config.name}: unknown option {', '.join(unknown)}; window, image_size, keep_ratio and "
+            "compute_dtype are the usual ones"
+        )
     if "compute_dtype" in overrides:
         overrides["compute_dtype"] = str(overrides["compute_dtype"]).removeprefix("torch.")
     return dataclasses.replace(config, **overrides)  # type: ignore[arg-type]
@@ -273,3 +276,80 @@ class LvisConfig(WeightsConfig):
         super().__post_init__()
         if self.prompts_per_batch < 1:
             raise ValueError(f"prompts_per_batch={self.prompts_per_batch} is not a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """One training run: distillation from a teacher SAM plus the mask loss, or the mask loss alone."""
+
+    data: Path
+    """Directory of SA-1B .tar files, or of sa_<id>.jpg and sa_<id>.json side by side."""
+    output: Path
+    """Directory of the run; started again with the same settings it goes on where it stopped."""
+    model: str = "blvit_tiny"
+    """Registry name of the model to train."""
+    checkpoint: Path | None = None
+    """Weights to start from: ours or a plain SAM .pth. Default: the teacher's; without a teacher, fresh ones."""
+    teacher: Path | None = None
+    """Checkpoint of the SAM whose image embeddings are to be matched. Default: none, the mask loss alone."""
+    teacher_model: str = "vit_tiny"
+    """Registry name of the teacher."""
+    exclude: Path | None = None
+    """Text file of image ids to keep out of training."""
+    image_size: int | None = None
+    """Longest side of the input, pixels. Default: the model's own."""
+    mask_side: int | None = None
+    """Side of the square in which masks are compared, pixels; smaller saves time and memory. Default: image_size."""
+    masks_per_image: int = 16
+    """Masks drawn from an image, at most."""
+    smallest_crop: float = 1.0
+    """Share of each side that a random crop keeps at least; 1 crops nothing, as SAM."""
+    flip: bool = False
+    """Mirror half of the images."""
+    steps: int = 1000
+    """Steps of the optimiser."""
+    batch_size: int = 8
+    """Images a step."""
+    lr: float = 5e-4
+    """Peak learning rate of efficiency blocks, routers, alpha, gamma and the outside vector."""
+    encoder_lr: float = 6.25e-5
+    """Peak learning rate of performance blocks and neck; 0 freezes them."""
+    decoder_lr: float = 5e-5
+    """Peak learning rate of the mask decoder; 0 freezes it."""
+    prompt_lr: float = 0.0
+    """Peak learning rate of the prompt encoder; 0 freezes it."""
+    weight_decay: float = 0.1
+    """Weight decay of matrices other than positions and embeddings."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    clip_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    distillation_weight: float = 2.5
+    """Weight of the distillation loss beside the mask loss (paper, section 4.1)."""
+    keep_ratios: tuple[float, ...] = (0.25,)
+    """Keep ratios to draw from, one a step; naming one twice doubles its share."""
+    precision: str = "fp32"
+    """fp32 or bf16 (autocast; losses stay in fp32)."""
+    seed: int = 0
+    """Seed of weights, order, masks and prompts."""
+    workers: int = 2
+    """Processes that read data; 0 reads in the training process."""
+    log_every: int = 20
+    """Steps between lines of log.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "masks_per_image", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a positive number")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={self.precision!r} is not one of fp32, bf16")
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"smallest_crop={self.smallest_crop} is outside (0, 1]")
+        if not self.keep_ratios:
+            raise ValueError("keep_ratios is empty; the paper's is 0.25")
+        for ratio in self.keep_ratios:
+            check_keep_ratio(ratio)

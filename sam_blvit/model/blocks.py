@@ -94,7 +94,11 @@ class Block(nn.Module):
         `routing` None means that no token is primary (keep ratio 0). Paper, Algorithm 1.
         """
         e = self.little.attention_update(x, scope) if self.little is not None else None
-        p = None if routing is None else self._scaled(self._primary_attention(x, scope, routing), routing, self.alpha_attn)
+        p = (
+            None
+            if routing is None
+            else self._scaled(self._primary_attention(x, scope, routing), routing, self.alpha_attn)
+        )
         x = self._fused(x, p, e, routing, "gamma_attn")
         e = self.little.mlp_update(x) if self.little is not None else None
         p = None if routing is None else self._scaled(self._primary_mlp(x, routing), routing, self.alpha_mlp)

@@ -44,6 +44,14 @@ class Encoding:
     """How the tokens of a routing lie."""
 
 
+class NeckNorm(LayerNorm2d):
+    """SAM's LayerNorm over channels, its statistics in float32 where autocast makes the convolutions bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W) float32."""
+        return super().forward(x.float())
+
+
 class ImageEncoder(nn.Module):
     """SAM's image encoder with routed layers (paper, section 3). Takes and returns float32."""
 
@@ -59,9 +67,9 @@ class ImageEncoder(nn.Module):
         self.routers = nn.ModuleDict({str(layer - 1): TokenRouter(config.dim) for layer in config.routers_after})
         self.neck = nn.Sequential(
             nn.Conv2d(config.dim, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
-            LayerNorm2d(EMBEDDING_CHANNELS),
+            NeckNorm(EMBEDDING_CHANNELS),
             nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
-            LayerNorm2d(EMBEDDING_CHANNELS),
+            NeckNorm(EMBEDDING_CHANNELS),
         )
         if config.routed:
             self.outside = nn.Parameter(torch.zeros(EMBEDDING_CHANNELS))
@@ -142,7 +150,7 @@ class ImageEncoder(nn.Module):
             if self.keep_ratio >= 1:
                 x = block(x, scope)
                 continue
-            scored = max((after for after in self.config.routers_after if after < layer))
+            scored = max(after for after in self.config.routers_after if after < layer)
             if num_primary and scored not in routings:
                 logits = tokens.logits[scored] if scored in tokens.logits else self._router(scored)(x)
                 routing = choose(logits, layout=layout, num_primary=num_primary)

@@ -18,7 +18,6 @@ from sam_blvit.config import ModelConfig
 from sam_blvit.model.encoder import ImageEncoder
 
 
-
 class Sam(OriginalSam):
     """A `segment_anything.modeling.Sam` whose image encoder is dense or big.LITTLE.
 

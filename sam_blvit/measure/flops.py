@@ -1,0 +1,234 @@
+"""Multiply-adds (MACs) of a built model, counted while it runs on fake tensors: shapes only, no arithmetic.
+
+Two conventions, always side by side:
+    paper  linear and convolution layers, as `thop` counts them: attention's own products are left out, nn.LayerNorm
+           costs 4 an element, a transposed convolution output elements x input channels x kernel area
+    full   every matrix product, attention and relative positions included, and nothing else
+Both cover the whole SAM with one image and one point prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from sam_blvit.config import MODELS, PATCH_SIZE, FlopsConfig, ModelConfig, model_config
+from sam_blvit.model.build import build_sam
+from sam_blvit.model.sam import Sam
+
+G = 1e9
+FLOP_PER_MAC = 2
+
+ENCODER_PARTS = {
+    "patch embedding": r"ImageEncoder\.patch_embed",
+    "performance blocks": r"ImageEncoder\.blocks\.\d+\.(norm1|attn|norm2|mlp)",
+    "efficiency blocks": r"ImageEncoder\.blocks\.\d+\.little\.(norm1|attn|norm2|mlp)",
+    "routers": r"ImageEncoder\.routers\.\d+",
+    "neck": r"ImageEncoder\.neck",
+}
+"""Parts of the encoder, and the modules that make each up."""
+PARTS = {
+    **ENCODER_PARTS,
+    "prompt encoder": r"PromptEncoder(\.pe_layer)?",  # the image's positions are asked for outside `forward`
+    "mask decoder": r"MaskDecoder",
+}
+LAYERLESS = "prompt encoder"
+"""Its products with a random matrix are no layer: none in the paper's convention."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds in both conventions."""
+
+    paper: int
+    full: int
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.paper + other.paper, self.full + other.full)
+
+
+@dataclass(frozen=True)
+class MacCount:
+    """What one model costs for one image and one point."""
+
+    model: str
+    keep_ratio: float
+    """Share of the tokens that performance blocks update; 1 for a dense model."""
+    input_size: tuple[int, int]
+    """Height and width the encoder ran on, pixels."""
+    parts: dict[str, Macs]
+    """MACs by the names in PARTS."""
+    parameters: int
+
+    @property
+    def encoder(self) -> Macs:
+        """The image encoder's share."""
+        return sum((self.parts[name] for name in ENCODER_PARTS), Macs(0, 0))
+
+    @property
+    def total(self) -> Macs:
+        """Encoder, prompt encoder and mask decoder."""
+        return sum(self.parts.values(), Macs(0, 0))
+
+
+def count_macs(config: ModelConfig, *, input_size: tuple[int, int] | None = None) -> MacCount:
+    """MACs of `config`'s model at its keep ratio.
+
+    `input_size` is a photograph's height and width: it is resized and padded as the model does with it. None: the
+    model's whole square.
+    """
+    full, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=_PAPER_RULES)
+    with torch.device("meta"):
+        sam = build_sam(config).requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # unlike meta tensors they run autocast
+        sam.to_empty(device="cpu")
+        height, width = _encoder_size(sam, input_size)
+        # the math path shows attention as plain products, whatever kernels this torch has
+        with sdpa_kernel(SDPBackend.MATH), _MaskedRows(height * width // PATCH_SIZE**2), full, paper:
+            _run(sam, (height, width))
+    return MacCount(
+        model=config.name,
+        keep_ratio=sam.image_encoder.keep_ratio,
+        input_size=(height, width),
+        parts=_by_part(paper, full),
+        parameters=sum(parameter.numel() for parameter in sam.parameters()),
+    )
+
+
+def flops(models: tuple[str, ...], config: FlopsConfig) -> str:
+    """What `sam-blvit flops` prints: a table or JSON of `models`, all of the registry where none is named.
+
+    A keep ratio in `config` is for big.LITTLE models; a dense model's is 1 whatever is asked. ValueError for an
+    unknown name.
+    """
+    named = [model_config(name) for name in models or MODELS]
+    if config.keep_ratio is not None:
+        named = [dataclasses.replace(m, keep_ratio=config.keep_ratio) if m.routed else m for m in named]
+    counts = [count_macs(model) for model in named]
+    return json.dumps([as_json(count) for count in counts], indent=2) if config.json else table(counts)
+
+
+def as_json(count: MacCount) -> dict[str, Any]:
+    """`count` as plain JSON values, MACs in G (1e9) to two decimals."""
+    return {
+        "model": count.model,
+        "keep_ratio": count.keep_ratio,
+        "input_size": list(count.input_size),
+        "parameters": count.parameters,
+        "paper_gmacs": round(count.total.paper / G, 2),
+        "full_gmacs": round(count.total.full / G, 2),
+        "encoder_paper_gmacs": round(count.encoder.paper / G, 2),
+        "encoder_full_gmacs": round(count.encoder.full / G, 2),
+        "parts": {
+            name: {"paper_gmacs": round(macs.paper / G, 2), "full_gmacs": round(macs.full / G, 2)}
+            for name, macs in count.parts.items()
+        },
+    }
+
+
+def table(counts: Sequence[MacCount]) -> str:
+    """`counts` as aligned text: two lines a model, one a convention, MACs in G (1e9)."""
+    columns = [*ENCODER_PARTS, "encoder", *(name for name in PARTS if name not in ENCODER_PARTS), "total"]
+    rows = [["model", "keep", "params (M)", "MACs (G)", *columns]]
+    for count in counts:
+        macs = {**count.parts, "encoder": count.encoder, "total": count.total}
+        size = [count.model, f"{count.keep_ratio:g}", f"{count.parameters / 1e6:.1f}"]
+        rows.append([*size, "paper", *(f"{macs[name].paper / G:.2f}" for name in columns)])
+        rows.append(["", "", "", "full", *(f"{macs[name].full / G:.2f}" for name in columns)])
+    return "\n".join([*_aligned(rows), "", *_LEGEND])
+
+
+_LEGEND = (
+    "One image, one point prompt. keep: share of the tokens that performance blocks update; 1 for a dense model.",
+    "paper: linear and convolution layers as thop counts them, LayerNorm 4 an element, no attention products.",
+    "full: every matrix product, attention and relative positions included.",
+)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    ]
+
+
+def _encoder_size(sam: Sam, photograph: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of the encoder's input for a photograph of that height and width."""
+    side = sam.image_encoder.img_size
+    if photograph is None:
+        return side, side
+    if min(photograph) < 1:
+        raise ValueError(f"input_size={photograph}: height and width are pixels, 1 or more")
+    return sam.image_encoder.padded_size(*ResizeLongestSide.get_preprocess_shape(*photograph, side))
+
+
+def _run(sam: Sam, size: tuple[int, int]) -> None:
+    embedding = sam.image_encoder(torch.empty(1, 3, *size))
+    sam.decode(embedding, points=(torch.empty(1, 1, 2), torch.ones(1, 1)), multimask_output=True)
+
+
+def _by_part(paper: FlopCounterMode, full: FlopCounterMode) -> dict[str, Macs]:
+    parts = {
+        name: Macs(0 if name == LAYERLESS else _macs(paper, pattern), _macs(full, pattern))
+        for name, pattern in PARTS.items()
+    }
+    counted = sum(macs.full for macs in parts.values())
+    assert counted * FLOP_PER_MAC == full.get_total_flops(), "a module belongs to no part, or to two"
+    return parts
+
+
+def _macs(counter: FlopCounterMode, pattern: str) -> int:
+    modules = counter.get_flop_counts()
+    return sum(sum(ops.values()) for name, ops in modules.items() if re.fullmatch(pattern, name)) // FLOP_PER_MAC
+
+
+def _thop_convolution(x: Sequence[int], weight: Sequence[int], *args: Any, out_shape: Sequence[int], **_: Any) -> int:
+    groups = args[-1]
+    return FLOP_PER_MAC * prod(out_shape) * (x[1] // groups) * prod(weight[2:])
+
+
+def _thop_layer_norm(x: Sequence[int], *_: Any, **__: Any) -> int:
+    return FLOP_PER_MAC * 4 * prod(x)
+
+
+def _uncounted(*_: Any, **__: Any) -> int:
+    return 0
+
+
+_PAPER_RULES: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.convolution: _thop_convolution,
+    torch.ops.aten.native_layer_norm: _thop_layer_norm,
+    torch.ops.aten.bmm: _uncounted,
+    torch.ops.aten.baddbmm: _uncounted,
+}
+
+
+class _MaskedRows(TorchDispatchMode):
+    """Says how many rows a boolean mask selects, which fake tensors cannot: one for each token.
+
+    True of the one mask that shapes hang on, the slots of padded windows that hold a token. The prompt encoder's
+    masks of points are smaller than that, and only sums hang on them.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
+            x, (mask,) = args
+            return x.new_empty(min(mask.numel(), self.num_tokens), *x.shape[mask.dim() :])
+        return func(*args, **(kwargs or {}))
