@@ -189,7 +189,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
         found.append(f"{PREFIX!r}")
         content = {name.removeprefix(PREFIX): value for name, value in content.items()}
     if found:
-        warnings.warn(f"{path}: unwrapped {' and '.join(found)}", stacklevel=3)
+        warnings.warn(f"{path}: unwrapped {' and '.join(found)}", stacklevel=4)
     return content
 
 
@@ -220,7 +220,7 @@ def _filled(config: ModelConfig, state: dict[str, Tensor], path: str | Path) -> 
         warnings.warn(
             f"{config.name}: {path} is a plain SAM; its weights fill the performance blocks, neck, prompt encoder and "
             f"decoder, while {len(fresh)} tensors of routers and efficiency blocks are fresh and want distillation",
-            stacklevel=4,
+            stacklevel=3,
         )
     sam.load_state_dict(state, strict=not fresh)
     return sam
@@ -236,7 +236,7 @@ def _with_positions_for(
         return state
     warnings.warn(
         f"{path}: positions interpolated from a side of {position.shape[1] * PATCH_SIZE} to {config.image_size} pixels",
-        stacklevel=5,
+        stacklevel=4,
     )
     grid = F.interpolate(position.float().permute(0, 3, 1, 2), wanted.shape[1:3], mode="bicubic")
     resized = {f"image_encoder.{POSITIONS}": grid.permute(0, 2, 3, 1)}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,38 +16,119 @@ from typing import Any
 
 import tyro
 import yaml
+from tyro.conf import OmitArgPrefixes, Positional
 
 from sam_blvit.allocator import tune_allocator
+from sam_blvit.checkpoint import load_sam, save_plain_sam
+from sam_blvit.config import FlopsConfig, SegmentConfig
 
 USAGE_ERROR = 2
+Action = Callable[[], object]
 
 
-def run(command: Callable[[Any], Any], args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> None:
+    """`sam-blvit`: run the command that the command line names."""
+    commands = {"segment": segment, "flops": flops, "convert": convert}
+
+    def parse() -> Action:
+        return tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="sam-blvit",
+            description="Segment Anything with a big.LITTLE image encoder.",
+            args=args,
+        )
+
+    _call(parse)
+
+
+def run(command: Callable[[Any], object], args: Sequence[str] | None = None) -> None:
     """Call `command`, whose only parameter is a config dataclass, with what the command line says.
 
-    A first argument ending in .yaml names a file with defaults; flags after it win.
+    A first argument ending in .yaml names a file of settings; flags after it win.
     """
-    args = list(sys.argv[1:] if args is None else args)
-    (config_type,) = [t for name, t in typing.get_type_hints(command).items() if name != "return"]
+    given = list(sys.argv[1:] if args is None else args)
+    (config_type,) = (hint for name, hint in typing.get_type_hints(command).items() if name != "return")
 
-    def parse_and_call() -> Any:
-        given = args
-        if given and given[0].endswith((".yaml", ".yml")):
-            given = _flags_of(Path(given[0]), config_type) + given[1:]
-        program = Path(sys.argv[0]).name
-        config = tyro.cli(config_type, args=given, prog=f"{program} [CONFIG.yaml]", description=sys.modules[command.__module__].__doc__)
-        return command(config)
+    def parse() -> Action:
+        flags = given
+        if given and Path(given[0]).suffix in {".yaml", ".yml"}:
+            flags = _flags_of(Path(given[0]), config_type) + given[1:]
+        program = f"{Path(sys.argv[0]).name} [SETTINGS.yaml]"
+        config = tyro.cli(config_type, args=flags, prog=program, description=sys.modules["__main__"].__doc__)
+        return functools.partial(command, config)
 
-    _one_line_errors(parse_and_call)
+    _call(parse)
 
 
-def _one_line_errors(action: Callable[[], Any]) -> None:
+def segment(image: Positional[Path], config: OmitArgPrefixes[SegmentConfig]) -> Action:
+    """Mask one object of a photograph: mask, overlay and JSON.
+
+    Args:
+        image: The photograph.
+    """
+    from sam_blvit.segment import segment as action  # pycocotools only where it is used
+
+    return lambda: print(_listing(action(image, config)))
+
+
+def flops(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefixes[FlopsConfig]) -> Action:
+    """Count multiply-accumulates of models, by part and in both conventions in use.
+
+    Args:
+        models: Registry names; every model if none is named.
+    """
+    from sam_blvit.measure.flops import flops as action
+
+    return lambda: print(action(models, config))
+
+
+def convert(checkpoint: Positional[Path], output: Positional[Path]) -> Action:
+    """Write a plain SAM .pth from the performance blocks, neck, prompt encoder and decoder of one of our checkpoints.
+
+    Args:
+        checkpoint: One of our .safetensors.
+        output: The .pth to write.
+    """
+
+    def action() -> None:
+        sam = load_sam(checkpoint)
+        left_out = save_plain_sam(sam, output)
+        print(f"{output}: plain SAM of {sam.config.name}'s size; left out {len(left_out)} big.LITTLE tensors")
+
+    return action
+
+
+def _call(parse: Callable[[], Action]) -> None:
+    """Parse, then act; bad input of either kind ends in one line and exit code 2."""
     tune_allocator()
+    warnings.showwarning = _show_warning
     try:
+        errors = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(errors):
+                action = parse()
+        except SystemExit as stop:
+            if stop.code:
+                raise ValueError(_first_paragraph(errors.getvalue())) from None
+            raise
         action()
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    print(f"{'note' if category is UserWarning else category.__name__}: {message}", file=sys.stderr)
+
+
+def _first_paragraph(boxed: str) -> str:
+    """What tyro says in the first part of its box, as one line."""
+    lines = [line.strip("│ ") for line in boxed.splitlines()[1:]]
+    end = next((i for i, line in enumerate(lines) if not line or set(line) <= set("─╰╯")), len(lines))
+    text = " ".join(lines[:end])
+    return re.sub(r"^Error parsing [\w.-]*dummy[\w.-]*: ", "", text) + " (see --help)"
 
 
 def _flags_of(path: Path, config_type: type) -> list[str]:
@@ -51,9 +137,11 @@ def _flags_of(path: Path, config_type: type) -> list[str]:
         settings = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings of the form name: value")
     known = [field.name for field in fields(config_type)]
-    if not isinstance(settings, dict) or (unknown := sorted(set(settings) - set(known))):
-        raise ValueError(f"{path}: unknown settings {unknown if isinstance(settings, dict) else settings!r}; there are {', '.join(known)}")
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; there are {', '.join(known)}")
     flags: list[str] = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
@@ -62,3 +150,7 @@ def _flags_of(path: Path, config_type: type) -> list[str]:
         else:
             flags += [f"--{flag}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return flags
+
+
+def _listing(result: dict[str, Any]) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in result.items() if name != "rle")

@@ -141,17 +141,19 @@ def as_json(count: MacCount) -> dict[str, Any]:
 def table(counts: Sequence[MacCount]) -> str:
     """`counts` as aligned text: two lines a model, one a convention, MACs in G (1e9)."""
     columns = [*ENCODER_PARTS, "encoder", *(name for name in PARTS if name not in ENCODER_PARTS), "total"]
-    rows = [["model", "keep", "params (M)", "MACs (G)", *columns]]
+    rows = [["model", "keep", "input", "params (M)", "MACs (G)", *columns]]
     for count in counts:
         macs = {**count.parts, "encoder": count.encoder, "total": count.total}
-        size = [count.model, f"{count.keep_ratio:g}", f"{count.parameters / 1e6:.1f}"]
-        rows.append([*size, "paper", *(f"{macs[name].paper / G:.2f}" for name in columns)])
-        rows.append(["", "", "", "full", *(f"{macs[name].full / G:.2f}" for name in columns)])
+        height, width = count.input_size
+        what = [count.model, f"{count.keep_ratio:g}", f"{height}x{width}", f"{count.parameters / 1e6:.1f}"]
+        rows.append([*what, "paper", *(f"{macs[name].paper / G:.2f}" for name in columns)])
+        rows.append(["", "", "", "", "full", *(f"{macs[name].full / G:.2f}" for name in columns)])
     return "\n".join([*_aligned(rows), "", *_LEGEND])
 
 
 _LEGEND = (
-    "One image, one point prompt. keep: share of the tokens that performance blocks update; 1 for a dense model.",
+    "One image, one point prompt; input: height x width; keep: share of the tokens that performance blocks update (a "
+    "dense model: 1).",
     "paper: linear and convolution layers as thop counts them, LayerNorm 4 an element, no attention products.",
     "full: every matrix product, attention and relative positions included.",
 )

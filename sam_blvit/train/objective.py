@@ -15,7 +15,7 @@ from sam_blvit.config import PATCH_SIZE
 from sam_blvit.data.sa1b import Sample
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.losses import distillation_loss, mask_loss
-from sam_blvit.train.prompts import Prompts, draw_prompts
+from sam_blvit.train.simulate import Prompts, draw_prompts
 
 
 def training_loss(

@@ -1,0 +1,31 @@
+# Everything runs in a virtual environment of its own, .venv; Python >= 3.10 and make are all that must be there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PHOTOS = $(shell $(BIN)/python -c "import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / 'data')")
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/sam-blvit segment $(PHOTOS)/coffee.png --box 145,45,460,330 --show-routing --output demo
+	$(BIN)/sam-blvit segment $(PHOTOS)/chelsea.png --box 80,20,400,299 --output demo
+	$(BIN)/sam-blvit segment $(PHOTOS)/astronaut.png --point 230,330 --output demo
+	@echo "Look at demo/*_overlay.png and demo/coffee_routing.png"
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

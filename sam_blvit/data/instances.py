@@ -1,0 +1,269 @@
+"""Instance annotations in LVIS v0.5, LVIS v1 or COCO format: which photographs, which objects, their masks.
+
+The one thing to know: LVIS v1 names no file. Its photographs lie in COCO's train2017 and val2017, and the last two
+parts of `coco_url` say which and where.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+MERGED = "trainval"
+"""A directory in which some keep train2017 and val2017 together."""
+COCO_2014_PREFIX = "COCO_"
+"""LVIS v0.5 writes some names as COCO did in 2014; COCO 2017's file is the last part."""
+NAMED_AT_MOST = 3
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """A photograph as its annotations describe it."""
+
+    image_id: int
+    height: int
+    width: int
+    name: str
+    """File name, possibly with directories."""
+    split: str
+    """train2017, val2017 or the like; empty where the annotations do not say."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A photograph on disk, with the size its annotations were made for."""
+
+    image_id: int
+    height: int
+    width: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One annotated object."""
+
+    ann_id: int
+    image_id: int
+    category_id: int
+    area: float
+    """Pixels, as annotated."""
+    box: tuple[float, float, float, float]
+    """Annotated x, y, width, height, pixels."""
+    crowd: bool
+    segmentation: Any
+    """Polygons, or run lengths, compressed or not."""
+
+    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
+        """The object's pixels (height, width), as pycocotools draws them; perhaps none.
+
+        Raises ValueError, one line naming the annotation, where pycocotools would crash or invent pixels.
+        """
+        try:
+            runs = _encoded(self.segmentation, height, width)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"annotation {self.ann_id}: segmentation is malformed ({_reason(error)})") from error
+        if runs is None:
+            return np.zeros((height, width), dtype=bool)
+        return coco_mask.decode(runs).astype(bool)
+
+
+def read_instances(path: str | Path) -> tuple[dict[int, ImageRecord], list[Instance]]:
+    """Photographs by id, and annotations in the order of the file.
+
+    Raises ValueError, one line naming the file, if it is no instance annotation or an entry of it is malformed.
+    """
+    content = _read_json(Path(path))
+    try:
+        records = [_record(entry) for entry in content["images"]]
+        instances = [_instance(entry) for entry in content["annotations"]]
+        images = {record.image_id: record for record in records}
+        _check(images, records, instances)
+    except ValueError as error:
+        raise ValueError(f"annotations {path}: {error}") from error
+    return images, instances
+
+
+def find_images(records: Sequence[ImageRecord], root: str | Path) -> list[ImageFile]:
+    """The file of each photograph under `root`, in `<split>/`, in `trainval/` or in `root` itself.
+
+    Raises ValueError, one line with how many are missing, the first of them and the remedy.
+    """
+    found, missing = [], []
+    for record in records:
+        path = next((path for path in _places(record, Path(root)) if path.is_file()), None)
+        if path is None:
+            missing.append(record)
+        else:
+            found.append(ImageFile(record.image_id, record.height, record.width, path))
+    if missing:
+        raise ValueError(_missing_line(missing, len(records), root))
+    return found
+
+
+def _places(record: ImageRecord, root: Path) -> Iterable[Path]:
+    names = [record.name]
+    if PurePosixPath(record.name).name.startswith(COCO_2014_PREFIX):
+        names.append(record.name.rsplit("_", 1)[-1])
+    for name in names:
+        if record.split:
+            yield root / record.split / name
+        yield root / MERGED / name
+        yield root / name
+
+
+def _missing_line(missing: Sequence[ImageRecord], total: int, root: str | Path) -> str:
+    splits = Counter(record.split or "no split named" for record in missing)
+    counted = ", ".join(f"{split}: {number}" for split, number in sorted(splits.items()))
+    first = ", ".join(str(PurePosixPath(record.split, record.name)) for record in missing[:NAMED_AT_MOST])
+    return (
+        f"images {root}: {len(missing)} of {total} photographs are missing ({counted}), first {first}; "
+        "LVIS needs COCO's train2017 and val2017: put both there, or name the directory that holds them"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"annotations {path} is not a file; name the JSON of LVIS or COCO instances")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"annotations {path} is not JSON ({_reason(error)}); unpack or download it again") from error
+    for key in ("images", "annotations"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"annotations {path} has no list {key!r}; name the JSON of LVIS or COCO instances")
+        if not content[key]:
+            raise ValueError(f"annotations {path} has an empty list {key!r}: there is nothing to measure")
+    return content
+
+
+def _record(entry: Any) -> ImageRecord:
+    try:
+        url = PurePosixPath(entry.get("coco_url") or "")
+        name = str(PurePosixPath(entry.get("file_name") or url.name))
+        if name == ".":
+            raise ValueError("neither file_name nor coco_url")
+        return ImageRecord(
+            image_id=_whole(entry["id"]),
+            height=_whole(entry["height"]),
+            width=_whole(entry["width"]),
+            name=name,
+            split=url.parent.name,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _malformed("image", entry, error) from error
+
+
+def _instance(entry: Any) -> Instance:
+    try:
+        x, y, width, height = (_finite(value) for value in entry["bbox"])
+        return Instance(
+            ann_id=_whole(entry["id"]),
+            image_id=_whole(entry["image_id"]),
+            category_id=_whole(entry["category_id"]),
+            area=_finite(entry["area"]),
+            box=(x, y, width, height),
+            crowd=bool(entry.get("iscrowd", 0)),
+            segmentation=entry["segmentation"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed("annotation", entry, error) from error
+
+
+def _check(images: Mapping[int, ImageRecord], records: Sequence[ImageRecord], instances: Sequence[Instance]) -> None:
+    for kind, ids in (
+        ("image", [record.image_id for record in records]),
+        ("annotation", [instance.ann_id for instance in instances]),
+    ):
+        twice = [number for number, times in Counter(ids).items() if times > 1]
+        if twice:
+            raise ValueError(f"{kind} id {twice[0]} is given {ids.count(twice[0])} times; ids are unique")
+    for instance in instances:
+        if instance.image_id not in images:
+            raise ValueError(f"annotation {instance.ann_id} is of image {instance.image_id}, which is not listed")
+
+
+def _encoded(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
+    """`segmentation` as compressed run lengths; None where it encloses nothing."""
+    if isinstance(segmentation, dict):
+        return _checked_runs(segmentation, height, width)
+    if not isinstance(segmentation, list):
+        raise TypeError(f"{type(segmentation).__name__} instead of polygons or run lengths")
+    polygons = [_checked_polygon(polygon, height, width) for polygon in segmentation]
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6]  # fewer than three corners enclose nothing
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
+
+
+def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
+    """Corners that pycocotools can draw: it takes memory for every step along an edge, and NaN never ends."""
+    corners = [_finite(value) for value in polygon]
+    if len(corners) % 2:
+        raise ValueError(f"polygon of {len(corners)} numbers; x and y alternate")
+    side = max(height, width)
+    if corners and not -side <= min(corners) <= max(corners) <= 2 * side:
+        raise ValueError(f"polygon reaches {max(corners, key=abs):g}, far outside {width} x {height} pixels")
+    return corners
+
+
+def _checked_runs(runs: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    """Run lengths that cover the image: pycocotools leaves what they do not cover uninitialised."""
+    counts = runs["counts"]
+    if list(runs["size"]) != [height, width]:
+        raise ValueError(f"size {runs['size']} instead of {[height, width]}")
+    if isinstance(counts, list):
+        lengths = [_whole(value) for value in counts]
+    else:
+        counts = counts if isinstance(counts, bytes) else counts.encode("ascii")
+        lengths = run_lengths(counts)
+    if sum(lengths) != height * width or min(lengths, default=0) < 0:
+        raise ValueError(f"run lengths cover {sum(lengths)} of {height * width} pixels")
+    packed = {"size": [height, width], "counts": counts}
+    return coco_mask.frPyObjects(packed, height, width) if isinstance(counts, list) else packed
+
+
+def run_lengths(text: bytes) -> list[int]:
+    """The numbers in COCO's compressed run lengths: 5 bits a character, lowest first, each but the first three as the
+    difference to the last but one."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) * (bits >> 4 & 1)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("run lengths end in the middle of a number")
+    return runs
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is not a whole number from 0 up")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _malformed(kind: str, entry: Any, error: Exception) -> ValueError:
+    which = entry.get("id", "without id") if isinstance(entry, dict) else repr(entry)[:40]
+    return ValueError(f"{kind} {which} is malformed ({_reason(error)})")
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]

@@ -1,0 +1,177 @@
+"""Pictures a person can judge a result by: a mask on its photograph, every mask, what the routers chose.
+
+Takes and returns (H, W, 3) uint8 RGB; nothing given is changed. Lines and text grow with the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sam_blvit.config import PATCH_SIZE
+from sam_blvit.model.router import Routing
+from sam_blvit.model.windows import WindowLayout
+
+Colour = tuple[int, int, int]
+MASK: Colour = (30, 144, 255)
+POSITIVE: Colour = (40, 200, 80)
+NEGATIVE: Colour = (235, 50, 50)
+BOX: Colour = (255, 200, 0)
+WHITE: Colour = (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
+PAPER: Colour = (248, 248, 248)
+INK: Colour = (40, 40, 40)
+OPACITY = 0.45
+WAITING: Colour = (18, 24, 44)
+"""What darkness is in tokens that were not sent to the performance block: not black, which photographs hold too."""
+WAITING_BRIGHTNESS = 0.25
+PANEL = 640
+"""Longest side of a routing panel, pixels."""
+COLUMNS = 4
+"""Routing panels in a row."""
+
+
+def draw_overlay(
+    image: np.ndarray,
+    mask: np.ndarray,
+    *,
+    points: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    box: ArrayLike | None = None,
+) -> np.ndarray:
+    """`image` (H, W, 3) with `mask` (H, W) tinted and outlined, and the prompt that it answers.
+
+    `points` (n, 2) are drawn green where `labels` (n,) say on the object (1), red off it (0), green without labels.
+    `box` (4,) is X0, Y0, X1, Y1. All in pixels of `image`.
+    """
+    drawn = _outline(_tint(image, mask, MASK), mask, WHITE)
+    if box is not None:
+        drawn = _draw_box(drawn, np.asarray(box).reshape(4))
+    if points is not None:
+        points = np.asarray(points)
+        drawn = _draw_points(drawn, points, np.ones(len(points)) if labels is None else np.asarray(labels))
+    return drawn
+
+
+def draw_masks(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
+    """`image` (H, W, 3) with each of `masks` (H, W) in a colour of its own, the smallest on top."""
+    drawn = image.copy()
+    for index, mask in enumerate(sorted(masks, key=np.count_nonzero, reverse=True)):
+        colour = _distinct_colour(index)
+        drawn = _outline(_tint(drawn, mask, colour), mask, colour)
+    return drawn
+
+
+def routing_map(routing: Routing, layout: WindowLayout) -> np.ndarray:
+    """Which tokens of the first image `routing` sent to the performance block, (Gh, Gw) bool as they lie in it."""
+    return layout.by_raster(routing.primary)[0, :, :, 0].bool().cpu().numpy()
+
+
+def draw_routing(image: np.ndarray, maps: Mapping[int, np.ndarray], *, input_size: tuple[int, int]) -> np.ndarray:
+    """One panel a router: `image` with the tokens that wait darkened, under the router's layer and share.
+
+    `maps` holds each router's `routing_map` by the layer it follows. `input_size` (h, w) is the photograph's size as
+    the encoder saw it: tokens beyond it lie on padding, count in the share and are not drawn.
+    """
+    if not maps:
+        raise ValueError("no router chose anything, so there is nothing to draw; see keep_ratio")
+    image = _scaled(image, PANEL)
+    panels = [
+        _captioned(
+            _darken(image, on_image(chosen, input_size=input_size, size=(image.shape[0], image.shape[1]))),
+            f"After layer {layer}: {chosen.mean():.0%} of tokens",
+        )
+        for layer, chosen in sorted(maps.items())
+    ]
+    return _tiled(panels)
+
+
+def on_image(chosen: np.ndarray, *, input_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """`chosen` (Gh, Gw) by token as a mask (H, W) on an image of `size`, which the encoder saw as `input_size`."""
+    rows = (np.arange(size[0]) + 0.5) * input_size[0] / size[0] // PATCH_SIZE
+    cols = (np.arange(size[1]) + 0.5) * input_size[1] / size[1] // PATCH_SIZE
+    return chosen[rows.astype(int)[:, None], cols.astype(int)[None]]
+
+
+def _tint(image: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
+    mask = mask.astype(bool)
+    tinted = image.copy()
+    tinted[mask] = np.rint((1 - OPACITY) * image[mask] + OPACITY * np.array(colour)).astype(np.uint8)
+    return tinted
+
+
+def _outline(image: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(image.copy(), contours, -1, colour, _line_width(image), cv2.LINE_AA)
+
+
+def _draw_box(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+    x0, y0, x1, y1 = (round(float(corner)) for corner in box)
+    width = _line_width(image)
+    framed = cv2.rectangle(image.copy(), (x0, y0), (x1, y1), BLACK, width + 3)
+    return cv2.rectangle(framed, (x0, y0), (x1, y1), BOX, width + 1)
+
+
+def _draw_points(image: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    drawn = image.copy()
+    width = _line_width(image)
+    for (x, y), label in zip(points, labels, strict=True):
+        centre, radius = (round(float(x)), round(float(y))), 5 * width
+        cv2.circle(drawn, centre, radius + width, BLACK, -1, cv2.LINE_AA)
+        cv2.circle(drawn, centre, radius, WHITE, -1, cv2.LINE_AA)
+        cv2.circle(drawn, centre, radius - width, POSITIVE if label else NEGATIVE, -1, cv2.LINE_AA)
+    return drawn
+
+
+def _line_width(image: np.ndarray) -> int:
+    return max(1, round(max(image.shape[:2]) / 400))
+
+
+def _distinct_colour(index: int) -> Colour:
+    """The colour of mask `index`: hues a golden angle apart stay distinct however many there are."""
+    hue = int(index * 180 * 0.618034) % 180
+    pixel = np.array([[[hue, 200, 255 - 50 * (index % 2)]]], dtype=np.uint8)
+    red, green, blue = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    return red, green, blue
+
+
+def _scaled(image: np.ndarray, longest: int) -> np.ndarray:
+    scale = longest / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def _darken(image: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    dark = np.array(WAITING) + WAITING_BRIGHTNESS * image.mean(axis=2, keepdims=True)
+    return np.where(chosen[:, :, None], image, np.rint(dark)).astype(np.uint8)
+
+
+def _captioned(panel: np.ndarray, text: str) -> np.ndarray:
+    """`panel` below a strip with `text`, as wide as the panel or as the text needs."""
+    size, _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.6, 1)
+    width = max(panel.shape[1], size[0] + 8)
+    strip = np.full((size[1] * 2 + 8, width, 3), PAPER, dtype=np.uint8)
+    cv2.putText(strip, text, (0, size[1] * 3 // 2 + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.6, INK, 1, cv2.LINE_AA)
+    return np.concatenate([strip, _widened(panel, width)])
+
+
+def _tiled(panels: Sequence[np.ndarray]) -> np.ndarray:
+    """`panels` of one height in rows of at most `COLUMNS`, with a margin of paper."""
+    margin = 8
+    height, width = panels[0].shape[0], max(panel.shape[1] for panel in panels)
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    page = np.full((rows * (height + margin) + margin, columns * (width + margin) + margin, 3), PAPER, dtype=np.uint8)
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        top, left = margin + row * (height + margin), margin + column * (width + margin)
+        page[top : top + height, left : left + panel.shape[1]] = panel
+    return page
+
+
+def _widened(panel: np.ndarray, width: int) -> np.ndarray:
+    extra = width - panel.shape[1]
+    return cv2.copyMakeBorder(panel, 0, 0, 0, extra, cv2.BORDER_CONSTANT, value=PAPER)

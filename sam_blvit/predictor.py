@@ -1,0 +1,160 @@
+"""`segment_anything.SamPredictor`, with prompts checked and any photograph taken.
+
+Results on ordinary input are the original's, bit for bit. What the original turns into a stack trace from
+inside the model, or into a mask of nothing, stops here with one line: a point outside the image, a box
+inside out, labels that do not match their points.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image
+from segment_anything import SamPredictor as OriginalPredictor
+from segment_anything.modeling import Sam as OriginalSam
+from segment_anything.utils.transforms import ResizeLongestSide
+
+from sam_blvit.data.images import to_rgb
+
+LABELS = (1, 0, -1)
+"""On the object, off the object, and SAM's padding ("not a point")."""
+IMAGE_FORMATS = ("RGB", "BGR")
+
+
+class NoImageError(ValueError, RuntimeError):
+    """A prediction without an image; a RuntimeError too, as code written for segment_anything catches it."""
+
+
+class Resize(ResizeLongestSide):
+    """SAM's resizing, with no side below one pixel and coordinates in float32 (MPS has no float64)."""
+
+    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
+        """`coords` (..., 2) in pixels of an image of `original_size` (H, W), in pixels of the resized one."""
+        return super().apply_coords(coords, original_size).astype(np.float32)
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        """Height and width of an image of `oldh` x `oldw` once its longest side is `long_side_length`."""
+        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
+        return max(height, 1), max(width, 1)
+
+
+class SamPredictor(OriginalPredictor):
+    """Embeds a photograph once, then predicts masks for any number of prompts; a drop-in for SAM's own."""
+
+    original_size: tuple[int, int]
+
+    def __init__(self, sam_model: OriginalSam) -> None:
+        super().__init__(sam_model)
+        self.transform = Resize(sam_model.image_encoder.img_size)
+
+    def set_image(self, image: np.ndarray | Image.Image, image_format: str = "RGB") -> None:
+        """Embed `image`: a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image.
+
+        `image_format` is the order of its colours, RGB or BGR. Raises ValueError on anything else.
+        """
+        if image_format not in IMAGE_FORMATS:
+            raise ValueError(f"image_format={image_format!r} is not one of {', '.join(IMAGE_FORMATS)}")
+        super().set_image(to_rgb(image), image_format)
+
+    def predict(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks for one prompt on the image that was set. All coordinates are pixels of that image, (H, W).
+
+        `point_coords` (n, 2), each X, Y; `point_labels` (n,), 1 on the object and 0 off it; `box` (4,), X0, Y0, X1,
+        Y1; `mask_input` (1, 256, 256), logits of an earlier prediction (a quarter of the encoder's side).
+        Points lie on pixels (0 <= X < W, 0 <= Y < H): SAM answers a point elsewhere with the mask of nothing in
+        particular, and the usual cause is swapped or unscaled coordinates. A box may reach over the edge, as
+        detectors' boxes do, but not lie wholly outside.
+
+        Returns masks (C, H, W) bool (logits if `return_logits`), predicted IoU (C,), and logits (C, 256, 256), where
+        C is 3 if `multimask_output`, else 1. Raises ValueError naming a prompt that cannot be right.
+        """
+        self._require_image()
+        labels = None
+        if point_coords is None and point_labels is not None:
+            raise ValueError("point_labels without point_coords; pass both or neither")
+        if point_coords is not None:
+            point_coords, labels = checked_points(point_coords, point_labels, size=self.original_size)
+        if box is not None:
+            box = checked_box(box, size=self.original_size)
+        if mask_input is not None:
+            mask_input = self._checked_mask(mask_input)
+        return super().predict(point_coords, labels, box, mask_input, multimask_output, return_logits)
+
+    def get_image_embedding(self) -> torch.Tensor:
+        """The embedding of the image that was set, (1, 256, G, G); ValueError if there is none."""
+        self._require_image()
+        return super().get_image_embedding()
+
+    def _require_image(self) -> None:
+        if not self.is_image_set:
+            raise NoImageError("no image is set; call set_image(image) before asking for masks or its embedding")
+
+    def _checked_mask(self, mask_input: ArrayLike) -> np.ndarray:
+        mask = _as_floats(mask_input, "mask_input").astype(np.float32)
+        expected = (1, *self.model.prompt_encoder.mask_input_size)
+        if mask.shape != expected:
+            raise ValueError(
+                f"mask_input of shape {mask.shape}: {expected} is expected, one of the logits that predict returns last"
+            )
+        if not np.isfinite(mask).all():
+            raise ValueError("mask_input holds NaN or infinity; pass the logits that predict returns last")
+        return mask
+
+
+def checked_points(
+    coords: ArrayLike, labels: ArrayLike | None, *, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 2) float64 and their labels (n,) int32 for an image of `size` (H, W), or ValueError."""
+    points = _as_floats(coords, "point_coords")
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"point_coords of shape {points.shape}: (n, 2) is expected, one X, Y for each point")
+    if labels is None:
+        raise ValueError("point_coords without point_labels; pass one label for each point, 1 on the object, 0 off it")
+    marks = _as_floats(labels, "point_labels")
+    if marks.shape != (len(points),):
+        raise ValueError(f"point_labels of shape {marks.shape} for {len(points)} points: ({len(points)},) is expected")
+    wrong = marks[~np.isin(marks, LABELS)]
+    if wrong.size:
+        raise ValueError(f"point label {wrong[0]:g} is not 1 (on the object) or 0 (off it)")
+    height, width = size
+    real = marks != -1  # padding stands anywhere
+    inside = ((points >= 0) & (points < (width, height))).all(-1)  # NaN is inside nothing
+    if (real & ~inside).any():
+        x, y = points[real & ~inside][0]
+        raise ValueError(f"point {x:g},{y:g} is outside the image of {width} x {height} pixels (width x height)")
+    return points, marks.astype(np.int32)
+
+
+def checked_box(box: ArrayLike, *, size: tuple[int, int]) -> np.ndarray:
+    """Box (4,) float64 as X0, Y0, X1, Y1 that overlaps an image of `size` (H, W), or ValueError."""
+    corners = _as_floats(box, "box")
+    if corners.shape not in ((4,), (1, 4)):
+        raise ValueError(f"box of shape {corners.shape}: 4 numbers are expected, X0, Y0, X1, Y1")
+    corners = corners.reshape(4)
+    text = ",".join(f"{corner:g}" for corner in corners)
+    if not np.isfinite(corners).all():
+        raise ValueError(f"box {text} holds NaN or infinity; pass X0, Y0, X1, Y1 in pixels")
+    x0, y0, x1, y1 = corners
+    if x0 > x1 or y0 > y1:
+        raise ValueError(f"box {text} is inside out; pass X0, Y0, X1, Y1 with X0 <= X1 and Y0 <= Y1 (not x, y, w, h)")
+    height, width = size
+    if x1 < 0 or y1 < 0 or x0 >= width or y0 >= height:
+        raise ValueError(f"box {text} is outside the image of {width} x {height} pixels (width x height)")
+    return corners
+
+
+def _as_floats(values: ArrayLike, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no array of numbers on the CPU: {str(error).splitlines()[0]}") from error

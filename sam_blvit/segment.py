@@ -1,0 +1,191 @@
+"""`sam-blvit segment`: one object of one photograph, from prompts in text to a mask, a picture and numbers."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+from sam_blvit.checkpoint import load_model, write_atomically
+from sam_blvit.config import SegmentConfig
+from sam_blvit.data.images import read_image
+from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
+from sam_blvit.model.sam import Sam
+from sam_blvit.predictor import SamPredictor, checked_box, checked_points
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What points at the object, in pixels of the photograph."""
+
+    points: np.ndarray | None
+    """(n, 2), each X, Y."""
+    labels: np.ndarray | None
+    """(n,) 1 on the object, 0 off it."""
+    box: np.ndarray | None
+    """(4,) X0, Y0, X1, Y1."""
+
+    @property
+    def ambiguous(self) -> bool:
+        """One point may mean a part or the whole: SAM then offers three masks, and the best counts."""
+        return self.box is None and self.points is not None and len(self.points) == 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and None."""
+        return {
+            name: None if values is None else values.tolist()
+            for name, values in (("points", self.points), ("labels", self.labels), ("box", self.box))
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The mask chosen for a prompt."""
+
+    mask: np.ndarray
+    """(H, W) bool."""
+    predicted_iou: float
+    milliseconds: dict[str, float]
+    """encoder: resizing, upload and embedding of the photograph; decoder: prompt to full-size mask."""
+
+
+def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
+    """Mask the object of `image` that `config`'s prompts name, and write what came of it to `config.output`.
+
+    `<stem>_mask.png` (0 and 255, the photograph's size, upright), `<stem>_overlay.png`, `<stem>.json`, and with
+    `show_routing` `<stem>_routing.png`. Returns the JSON's content with the paths written under `files`.
+    Raises ValueError, one line, for a photograph, prompt, checkpoint or output directory that cannot be used.
+    """
+    photograph = read_image(image)
+    prompt = parse_prompt(config, size=(photograph.shape[0], photograph.shape[1]))
+    output = _directory(config.output)
+    sam = load_model(config)
+    answer = predict(sam, photograph, prompt)
+    pictures = {
+        "mask": answer.mask.astype(np.uint8) * 255,
+        "overlay": draw_overlay(photograph, answer.mask, points=prompt.points, labels=prompt.labels, box=prompt.box),
+    }
+    if config.show_routing:
+        pictures["routing"] = routing_picture(sam, photograph)
+    files = {name: output / f"{Path(image).stem}_{name}.png" for name in pictures}
+    for name, picture in pictures.items():
+        write_atomically(files[name], partial(Image.fromarray(picture).save, format="PNG"))
+    record = {**_describe(answer), **_describe_run(sam, config, photograph, prompt)}
+    files["json"] = output / f"{Path(image).stem}.json"
+    write_atomically(files["json"], lambda to: Path(to).write_text(json.dumps(record, indent=2) + "\n"))
+    return {**record, "files": {name: str(path) for name, path in files.items()}}
+
+
+def predict(sam: Sam, photograph: np.ndarray, prompt: Prompt) -> Answer:
+    """The mask of `prompt` on `photograph` (H, W, 3): of three the one of highest predicted IoU if it is one point."""
+    predictor = SamPredictor(sam)
+    start = _now(sam.device)
+    predictor.set_image(photograph)
+    embedded = _now(sam.device)
+    masks, iou, _ = predictor.predict(prompt.points, prompt.labels, prompt.box, multimask_output=prompt.ambiguous)
+    decoded = _now(sam.device)
+    best = int(iou.argmax())
+    return Answer(
+        mask=masks[best],
+        predicted_iou=float(iou[best]),
+        milliseconds={"encoder": round(embedded - start, 3), "decoder": round(decoded - embedded, 3)},
+    )
+
+
+@torch.no_grad()
+def routing_picture(sam: Sam, photograph: np.ndarray) -> np.ndarray:
+    """`photograph` (H, W, 3) with what each router of `sam` sent to the performance block; ValueError if none did."""
+    resized = SamPredictor(sam).transform.apply_image(photograph)
+    pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None]
+    encoding = sam.image_encoder.encode(sam.preprocess(pixels))
+    if not encoding.routings:
+        raise ValueError(
+            f"show_routing: {sam.config.name} at keep_ratio={sam.image_encoder.keep_ratio:g} routes no tokens; "
+            "use a blvit model with a keep ratio between 0 and 1"
+        )
+    maps = {layer: routing_map(routing, encoding.layout) for layer, routing in encoding.routings.items()}
+    return draw_routing(photograph, maps, input_size=(resized.shape[0], resized.shape[1]))
+
+
+def parse_prompt(config: SegmentConfig, *, size: tuple[int, int]) -> Prompt:
+    """`config`'s points and box on a photograph of `size` (H, W) pixels; ValueError names the one that is wrong."""
+    if not config.point and config.box is None:
+        raise ValueError("nothing to segment: give at least one --point X,Y on the object, or --box X0,Y0,X1,Y1")
+    texts = (*config.point, *config.negative)
+    points, labels = None, None
+    if texts:
+        coords = [parse_numbers(text, "X,Y") for text in texts]
+        marks = [1] * len(config.point) + [0] * len(config.negative)
+        points, labels = checked_points(coords, marks, size=size)
+    return Prompt(points=points, labels=labels, box=None if config.box is None else _parse_box(config.box, size))
+
+
+def parse_numbers(text: str, form: str) -> list[float]:
+    """The finite numbers in `text`, as many as `form` (such as X,Y) names; ValueError shows both."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != len(form.split(",")) or not np.isfinite(numbers).all():
+        raise ValueError(f"{text!r} is not {form}, numbers of pixels with commas between")
+    return numbers
+
+
+def _parse_box(text: str, size: tuple[int, int]) -> np.ndarray:
+    """A box typed by hand lies wholly inside the image, unlike a detector's: anything else is a mistake."""
+    box = checked_box(parse_numbers(text, "X0,Y0,X1,Y1"), size=size)
+    height, width = size
+    if box.min() < 0 or (box[2:] > (width, height)).any():
+        raise ValueError(f"box {text} reaches outside the image of {width} x {height} pixels (width x height)")
+    if (box[:2] == box[2:]).any():
+        raise ValueError(f"box {text} has nothing inside; pass X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1")
+    return box
+
+
+def _describe(answer: Answer) -> dict[str, Any]:
+    rle = coco.encode(np.asfortranarray(answer.mask, dtype=np.uint8))
+    return {
+        "predicted_iou": answer.predicted_iou,
+        "box": coco.toBbox(rle).tolist(),  # X, Y, width, height
+        "area": int(answer.mask.sum()),
+        "rle": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
+        "milliseconds": answer.milliseconds,
+    }
+
+
+def _describe_run(sam: Sam, config: SegmentConfig, photograph: np.ndarray, prompt: Prompt) -> dict[str, Any]:
+    return {
+        "model": sam.config.name,
+        "checkpoint": None if config.checkpoint is None else str(config.checkpoint),
+        "keep_ratio": sam.image_encoder.keep_ratio,
+        "device": str(sam.device),
+        "image_size": {"height": photograph.shape[0], "width": photograph.shape[1]},
+        "prompt": prompt.to_json(),
+    }
+
+
+def _directory(path: Path) -> Path:
+    """`path` as a directory that exists, made if need be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(f"output {path} cannot be a directory ({reason}); name another") from error
+    return path
+
+
+def _now(device: torch.device) -> float:
+    """Milliseconds on a clock, once `device` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() * 1e3

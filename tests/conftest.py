@@ -1,0 +1,130 @@
+"""What test files share: models small enough for any CPU, weights that leave no term at zero, and skipped marks.
+
+The tiny model has every kind of layer: 1 dense, 2 and 4 global, 3 windowed, routers after 1 and 3. Its image
+has 128 px: 8 x 8 tokens in windows of 4 x 4; `window=3` makes padded windows of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from segment_anything import modeling as sa
+from torch import nn
+
+from sam_blvit.config import MODELS, ModelConfig, override
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+TINY = override(
+    MODELS["blvit_tiny"],
+    dim=32,
+    heads=2,
+    layers=4,
+    global_layers=(2, 4),
+    image_size=128,
+    window=4,
+    rel_pos_window=4,
+    routed_from=2,
+    routers_after=(1, 3),
+    little_layers=(2, 3, 4),
+    little_dim=16,
+    little_heads=2,
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine lacks the data or the device for."""
+    absent = {}
+    if not REAL_DATA.is_dir():
+        absent["data"] = pytest.mark.skip(reason="../shared/data is not here")
+    if not torch.cuda.is_available():
+        absent["gpu"] = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        for name, skip in absent.items():
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., ModelConfig]:
+    """The tiny big.LITTLE config, with fields replaced."""
+    return partial(override, TINY)
+
+
+@pytest.fixture
+def tiny_dense() -> Callable[..., ModelConfig]:
+    """The dense config of the same size, with fields replaced."""
+    return partial(override, TINY, name="vit_tiny", routed_from=None, routers_after=(), little_layers=())
+
+
+@pytest.fixture
+def randomize() -> Callable[[AnyModule], AnyModule]:
+    """Give every parameter of a module a random value, so that no term of an equation can be left out unseen."""
+
+    def randomized(module: AnyModule) -> AnyModule:
+        with torch.no_grad():
+            for name, value in module.named_parameters():
+                is_matrix = value.dim() > 1 and "pos_embed" not in name
+                value.normal_(std=math.prod(value.shape[1:]) ** -0.5 if is_matrix else 0.3)
+                if ("norm" in name or "neck" in name) and name.endswith("weight") and value.dim() == 1:
+                    value.add_(1)
+        return module
+
+    return randomized
+
+
+@pytest.fixture
+def refused() -> Callable[..., Any]:
+    """A context manager: the body must raise this kind of error, with one line that matches."""
+
+    @contextmanager
+    def expecting(kind: type[Exception], match: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
+        with pytest.raises(kind, match=match) as error:
+            yield error
+        assert "\n" not in str(error.value)
+
+    return expecting
+
+
+@pytest.fixture
+def original_sam(randomize: Callable[[AnyModule], AnyModule]) -> Callable[[ModelConfig], sa.Sam]:
+    """segment-anything's own Sam of a config's size, its encoder random (relative positions too)."""
+
+    def build(config: ModelConfig) -> sa.Sam:
+        encoder = sa.ImageEncoderViT(
+            img_size=config.image_size,
+            embed_dim=config.dim,
+            depth=config.layers,
+            num_heads=config.heads,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=config.window,
+            global_attn_indexes=tuple(layer - 1 for layer in config.global_layers),
+        )
+        prompt_encoder = sa.PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=(config.grid, config.grid),
+            input_image_size=(config.image_size, config.image_size),
+            mask_in_chans=16,
+        )
+        mask_decoder = sa.MaskDecoder(
+            transformer_dim=256,
+            transformer=sa.TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048),
+        )
+        return sa.Sam(randomize(encoder), prompt_encoder, mask_decoder).eval()
+
+    return build

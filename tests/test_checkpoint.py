@@ -1,0 +1,510 @@
+"""Checkpoints: ours and SAM's go in and out whole, and whatever is not right is refused by name."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import pickle
+import stat
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from segment_anything import modeling as sa
+from torch import Tensor, nn
+
+from sam_blvit.checkpoint import (
+    CONFIG_KEY,
+    CheckpointError,
+    file_sha256,
+    is_big_little,
+    load_sam,
+    read_checkpoint,
+    sam_model_registry,
+    save_plain_sam,
+    save_sam,
+    write_atomically,
+)
+from sam_blvit.config import MODELS, ModelConfig
+from sam_blvit.model.build import build_sam
+from sam_blvit.model.sam import Sam
+
+Config = Callable[..., ModelConfig]
+OriginalSam = Callable[[ModelConfig], sa.Sam]
+Randomize = Callable[[nn.Module], nn.Module]
+Refused = Callable[..., Any]
+
+
+@pytest.fixture
+def sam(tiny: Config, randomize: Randomize) -> Sam:
+    """A big.LITTLE model with nothing at zero in its encoder."""
+    model = build_sam(tiny())
+    randomize(model.image_encoder)
+    return model
+
+
+@pytest.fixture
+def build_tiny(tiny: Config) -> Callable[..., Sam]:
+    """`sam_model_registry["blvit_tiny"]` at the tests' size."""
+
+    def build(checkpoint: Path, **overrides: object) -> Sam:
+        config = tiny()
+        fields = {field: getattr(config, field) for field in config.__dataclass_fields__ if field != "name"}
+        return sam_model_registry["blvit_tiny"](checkpoint, **{**fields, **overrides})
+
+    return build
+
+
+@pytest.fixture
+def plain(tiny: Config, original_sam: OriginalSam, tmp_path: Path) -> tuple[sa.Sam, Path]:
+    """segment-anything's own Sam and its file."""
+    theirs, path = original_sam(tiny()), tmp_path / "sam.pth"
+    torch.save(theirs.state_dict(), path)
+    return theirs, path
+
+
+def assert_same_weights(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    assert set(state) == set(expected)
+    assert [name for name, value in expected.items() if not torch.equal(state[name], value)] == []
+
+
+# registry ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_registry_has_every_model() -> None:
+    assert {"vit_b", "vit_l", "vit_h", "blvit_b_t", "blvit_l_s", "blvit_h_b", "blvit_tiny"} <= set(sam_model_registry)
+    assert set(sam_model_registry) == set(MODELS)
+
+
+def test_a_model_without_checkpoint_warns_that_its_weights_are_random() -> None:
+    with pytest.warns(UserWarning, match="vit_tiny: no checkpoint given, every weight is random"):
+        model = sam_model_registry["vit_tiny"](layers=1, global_layers=(1,), dim=6)
+    assert isinstance(model, sa.Sam)
+
+
+def test_options_replace_the_configs_fields(sam: Sam, tmp_path: Path) -> None:
+    save_sam(sam, tmp_path / "ours.safetensors")
+    model = sam_model_registry["blvit_tiny"](
+        checkpoint=tmp_path / "ours.safetensors", window=3, compute_dtype=torch.bfloat16, keep_ratio=0.5
+    )
+    assert (model.config.window, model.config.compute_dtype) == (3, "bfloat16")
+    assert model.image_encoder.keep_ratio == 0.5
+    assert_same_weights(model, sam.state_dict())
+
+
+def test_an_unknown_option_is_refused_by_name(refused: Refused) -> None:
+    with refused(ValueError, match="blvit_b_t: unknown option windw"):
+        sam_model_registry["blvit_b_t"](windw=14)
+
+
+# ours ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_comes_back_with_its_config_and_weights(sam: Sam, tmp_path: Path) -> None:
+    save_sam(sam, tmp_path / "ours.safetensors")
+    loaded = load_sam(tmp_path / "ours.safetensors")
+    assert loaded.config == sam.config
+    assert_same_weights(loaded, sam.state_dict())
+
+
+def test_a_saved_model_loads_without_a_word(sam: Sam, tmp_path: Path) -> None:
+    save_sam(sam, tmp_path / "ours.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_sam(tmp_path / "ours.safetensors")
+        sam_model_registry["blvit_tiny"](tmp_path / "ours.safetensors")
+
+
+def test_a_saved_dense_model_comes_back(tiny_dense: Config, randomize: Randomize, tmp_path: Path) -> None:
+    dense = randomize(build_sam(tiny_dense()))
+    save_sam(dense, tmp_path / "dense.safetensors")
+    assert_same_weights(sam_model_registry["vit_tiny"](tmp_path / "dense.safetensors"), dense.state_dict())
+
+
+def test_bfloat16_files_round_matrices_and_keep_vectors(sam: Sam, tmp_path: Path) -> None:
+    save_sam(sam, tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    parameters = dict(sam.named_parameters())
+    expected = {
+        name: value.bfloat16().float() if name in parameters and value.dim() > 1 else value
+        for name, value in sam.state_dict().items()
+    }
+    assert_same_weights(load_sam(tmp_path / "half.safetensors"), expected)
+
+
+def test_bfloat16_files_have_half_the_size(sam: Sam, tmp_path: Path) -> None:
+    save_sam(sam, tmp_path / "full.safetensors")
+    save_sam(sam, tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "full")]
+    assert sizes[0] / sizes[1] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_model_loaded_from_bfloat16_computes_in_float32(sam: Sam, tmp_path: Path) -> None:
+    save_sam(sam, tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    assert {value.dtype for value in load_sam(tmp_path / "half.safetensors").parameters()} == {torch.float32}
+
+
+def test_metadata_is_stored_beside_the_config(sam: Sam, tmp_path: Path) -> None:
+    save_sam(sam, tmp_path / "ours.safetensors", metadata={"recipe": "test"})
+    with safe_open(tmp_path / "ours.safetensors", framework="pt") as file:
+        assert file.metadata() == {"recipe": "test", CONFIG_KEY: sam.config.to_json()}
+
+
+def test_one_of_ours_under_another_name_is_refused(sam: Sam, tmp_path: Path, refused: Refused) -> None:
+    save_sam(sam, tmp_path / "ours.safetensors")
+    with refused(CheckpointError, match="holds a blvit_tiny, not a blvit_b_t"):
+        sam_model_registry["blvit_b_t"](tmp_path / "ours.safetensors")
+
+
+@pytest.mark.parametrize("missing", ["image_encoder.routers.0.score.weight", "image_encoder.blocks.1.alpha_attn"])
+def test_one_of_ours_with_a_part_missing_is_no_plain_sam(
+    sam: Sam, tmp_path: Path, refused: Refused, missing: str
+) -> None:
+    state = {name: value for name, value in sam.state_dict().items() if name != missing}
+    save_file(state, tmp_path / "ours.safetensors", metadata={CONFIG_KEY: sam.config.to_json()})
+    with refused(CheckpointError, match=f"does not fit blvit_tiny: {missing} missing"):
+        load_sam(tmp_path / "ours.safetensors")
+
+
+@pytest.mark.parametrize("config", ["", "nonsense", "[]", "{}", '{"from_the_future": 1}'])
+def test_one_of_ours_with_an_unreadable_config_is_refused(tmp_path: Path, refused: Refused, config: str) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "ours.safetensors", metadata={CONFIG_KEY: config})
+    with refused(CheckpointError, match="model config that cannot be used"):
+        load_sam(tmp_path / "ours.safetensors")
+
+
+# plain SAM -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_sam_fills_all_it_has_weights_for(plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam]) -> None:
+    theirs, path = plain
+    with pytest.warns(UserWarning, match="plain SAM"):
+        state = build_tiny(path).state_dict()
+    expected = theirs.state_dict()
+    assert {name for name in state if not is_big_little(name)} == set(expected)
+    assert [name for name, value in expected.items() if not torch.equal(state[name], value)] == []
+
+
+def test_a_plain_sam_leaves_the_big_little_parts_at_their_start(
+    plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam]
+) -> None:
+    with pytest.warns(UserWarning, match="routers and efficiency blocks are fresh"):
+        state = build_tiny(plain[1]).state_dict()
+    assert all(
+        state[f"image_encoder.blocks.{block}.alpha_{half}"] == 0 for block in (1, 2, 3) for half in ("attn", "mlp")
+    )
+    assert not state["image_encoder.blocks.1.little.attn.proj.weight"].any()
+
+
+def test_the_warning_about_a_plain_sam_names_the_model_and_the_file(
+    plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam]
+) -> None:
+    with pytest.warns(UserWarning, match=r"blvit_tiny: .*sam\.pth is a plain SAM"):
+        build_tiny(plain[1])
+
+
+def test_one_of_our_dense_models_fills_a_big_little_one(
+    tiny_dense: Config, build_tiny: Callable[..., Sam], tmp_path: Path
+) -> None:
+    dense = build_sam(tiny_dense())
+    save_sam(dense, tmp_path / "dense.safetensors")
+    with pytest.warns(UserWarning, match="plain SAM"):
+        state = build_tiny(tmp_path / "dense.safetensors").state_dict()
+    assert [name for name, value in dense.state_dict().items() if not torch.equal(state[name], value)] == []
+
+
+def test_a_plain_sam_needs_its_models_name(plain: tuple[sa.Sam, Path], refused: Refused) -> None:
+    with refused(CheckpointError, match="plain SAM checkpoint: name its model, one of vit_b, vit_l"):
+        load_sam(plain[1])
+
+
+def test_a_plain_sam_written_by_us_loads_strictly_in_segment_anything(
+    sam: Sam, tiny: Config, original_sam: OriginalSam, tmp_path: Path
+) -> None:
+    save_plain_sam(sam, tmp_path / "plain.pth")
+    theirs = original_sam(tiny())
+    theirs.load_state_dict(torch.load(tmp_path / "plain.pth", weights_only=True), strict=True)
+    ours = sam.state_dict()
+    assert_same_weights(theirs, {name: value for name, value in ours.items() if not is_big_little(name)})
+
+
+def test_writing_a_plain_sam_tells_what_it_left_out(sam: Sam, tmp_path: Path) -> None:
+    left_out = save_plain_sam(sam, tmp_path / "plain.pth")
+    assert left_out == sorted(name for name in sam.state_dict() if is_big_little(name))
+    assert "image_encoder.outside" in left_out
+
+
+# wrapped -------------------------------------------------------------------------------------------------------------
+
+
+def prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda state: {"model": state}, "unwrapped 'model'"),
+        (lambda state: {"state_dict": state, "epoch": 3}, "unwrapped 'state_dict'"),
+        (prefixed, "unwrapped 'module.'"),
+        (lambda state: {"model": {"state_dict": prefixed(state)}}, "unwrapped 'model' and 'state_dict' and 'module.'"),
+    ],
+)
+def test_a_wrapped_checkpoint_is_unwrapped_aloud(
+    plain: tuple[sa.Sam, Path], wrap: Callable[[dict[str, Tensor]], dict[str, Any]], said: str
+) -> None:
+    theirs, path = plain
+    torch.save(wrap(theirs.state_dict()), path)
+    with pytest.warns(UserWarning, match=said):
+        state, config = read_checkpoint(path)
+    assert config is None
+    assert_same_weights(theirs, state)
+
+
+def test_a_plain_checkpoint_is_read_without_a_word(plain: tuple[sa.Sam, Path]) -> None:
+    theirs, path = plain
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state, _ = read_checkpoint(path)
+    assert_same_weights(theirs, state)
+
+
+def test_every_warning_points_at_the_line_that_loads(
+    plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam]
+) -> None:
+    theirs, path = plain
+    torch.save({"model": theirs.state_dict()}, path)
+    with pytest.warns(UserWarning, match="unwrapped") as warned:
+        build_tiny(path, image_size=64)
+    messages = " ".join(str(warning.message) for warning in warned)
+    assert all(part in messages for part in ("unwrapped", "interpolated", "plain SAM"))
+    lines = {linecache.getline(warning.filename, warning.lineno).strip() for warning in warned}
+    assert len(lines) == 1
+    assert 'sam_model_registry["blvit_tiny"](checkpoint' in lines.pop()
+
+
+# what does not fit ---------------------------------------------------------------------------------------------------
+
+
+def refit(path: Path, **changes: Tensor | None) -> None:
+    """Change the plain checkpoint at `path`: None removes a name."""
+    state = {**torch.load(path, weights_only=True), **changes}
+    torch.save({name: value for name, value in state.items() if value is not None}, path)
+
+
+def test_a_missing_weight_is_named(
+    plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam], refused: Refused
+) -> None:
+    refit(plain[1], **{"image_encoder.blocks.0.attn.qkv.bias": None})
+    with refused(CheckpointError, match=r"does not fit blvit_tiny: image_encoder\.blocks\.0\.attn\.qkv\.bias missing$"):
+        build_tiny(plain[1])
+
+
+def test_an_unexpected_weight_is_named(
+    plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam], refused: Refused
+) -> None:
+    refit(plain[1], **{"image_encoder.adapter.weight": torch.zeros(3)})
+    with refused(CheckpointError, match=r"does not fit blvit_tiny: image_encoder\.adapter\.weight unexpected$"):
+        build_tiny(plain[1])
+
+
+def test_a_weight_of_the_wrong_shape_is_named_with_both_shapes(
+    plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam], refused: Refused
+) -> None:
+    refit(plain[1], **{"image_encoder.blocks.0.attn.qkv.bias": torch.zeros(7)})
+    with refused(CheckpointError, match=r"attn\.qkv\.bias \(7,\) instead of \(96,\) of the wrong shape$"):
+        build_tiny(plain[1])
+
+
+def test_many_misfits_are_counted_instead_of_listed(plain: tuple[sa.Sam, Path], refused: Refused) -> None:
+    with refused(CheckpointError, match="and [0-9]+ more missing; .* and [0-9]+ more of the wrong shape") as error:
+        sam_model_registry["vit_tiny"](plain[1], image_size=128)
+    assert len(str(error.value)) < 1500
+
+
+# damage and malice ---------------------------------------------------------------------------------------------------
+
+
+class Hostile:
+    """Pickles as a call that makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
+)
+def test_code_in_a_checkpoint_is_refused_and_never_run(
+    tmp_path: Path, refused: Refused, write: Callable[[object, Path], object]
+) -> None:
+    target = tmp_path / "touched"
+    write({"weight": torch.zeros(1), "evil": Hostile(target)}, tmp_path / "evil.pth")
+    with refused(CheckpointError, match=r"evil\.pth is refused"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not target.exists()
+
+
+def test_a_hostile_checkpoint_would_do_harm_if_it_were_trusted(tmp_path: Path) -> None:
+    target = tmp_path / "touched"
+    torch.save({"evil": Hostile(target)}, tmp_path / "evil.pth")
+    torch.load(tmp_path / "evil.pth", weights_only=False)
+    assert target.exists()  # so the test above tests something
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_checkpoint_cut_short_is_refused(sam: Sam, tmp_path: Path, refused: Refused, suffix: str) -> None:
+    path = tmp_path / f"whole.{suffix}"
+    save_sam(sam, path) if suffix == "safetensors" else save_plain_sam(sam, path)
+    content = path.read_bytes()
+    for length in (9, 100, 5000, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with refused(CheckpointError, match=str(path)):
+            read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_garbage_is_refused_whatever_it_is(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "garbage.pth"
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        path.write_bytes(bytes(torch.randint(256, (seed,), generator=generator).tolist()))
+        with refused(CheckpointError, match=r"garbage\.pth"):
+            read_checkpoint(path)
+
+
+def test_a_damaged_pickle_is_refused_wherever_it_is_damaged(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "damaged.pth"
+    torch.save({"weight": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        with refused(CheckpointError, match=r"damaged\.pth"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [torch.zeros(1)], {"epoch": 3}, {"model": {}}, {1: torch.zeros(1)}, {"state_dict": torch.zeros(1), "n": 1}],
+)
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, refused: Refused, content: object) -> None:
+    torch.save(content, tmp_path / "other.pth")
+    with refused(CheckpointError, match="holds no state dict of tensors"):
+        read_checkpoint(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("name", ["nowhere.pth", "."])
+def test_a_path_without_a_file_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
+    with refused(CheckpointError, match="is not a file"):
+        read_checkpoint(tmp_path / name)
+
+
+# another image side --------------------------------------------------------------------------------------------------
+
+
+def test_another_image_side_interpolates_positions_as_segment_anything_does(
+    tiny_dense: Config, original_sam: OriginalSam, tmp_path: Path
+) -> None:
+    stored = original_sam(tiny_dense())
+    torch.save(stored.state_dict(), tmp_path / "128.pth")
+    small = original_sam(tiny_dense(image_size=64))
+    # segment-anything interpolates tables that do not match its grid when it runs
+    for ours, theirs in zip(small.image_encoder.blocks, stored.image_encoder.blocks, strict=True):
+        ours.attn.rel_pos_h, ours.attn.rel_pos_w = theirs.attn.rel_pos_h, theirs.attn.rel_pos_w
+    state = stored.state_dict()
+    position = state["image_encoder.pos_embed"].permute(0, 3, 1, 2)
+    state["image_encoder.pos_embed"] = F.interpolate(position, (4, 4), mode="bicubic").permute(0, 2, 3, 1)
+    small.load_state_dict(state)
+
+    config = tiny_dense(image_size=64)
+    fields = {field: getattr(config, field) for field in config.__dataclass_fields__ if field != "name"}
+    with pytest.warns(UserWarning, match="positions interpolated from a side of 128 to 64 pixels"):
+        model = sam_model_registry["vit_tiny"](tmp_path / "128.pth", **fields)
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.image_encoder(x), small.image_encoder(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("image_size", [64, 192])
+def test_one_of_ours_loads_at_another_image_side(sam: Sam, tmp_path: Path, image_size: int) -> None:
+    save_sam(sam, tmp_path / "ours.safetensors")
+    with pytest.warns(UserWarning, match=f"positions interpolated from a side of 128 to {image_size} pixels"):
+        other = load_sam(tmp_path / "ours.safetensors", image_size=image_size)
+    image = torch.rand(1, 3, image_size, image_size)
+    assert other.image_encoder(image).shape == (1, 256, image_size // 16, image_size // 16)
+
+
+def test_another_image_side_keeps_all_but_the_positions(sam: Sam, tmp_path: Path) -> None:
+    save_sam(sam, tmp_path / "ours.safetensors")
+    with pytest.warns(UserWarning, match="positions interpolated"):
+        state = load_sam(tmp_path / "ours.safetensors", image_size=64).state_dict()
+    changed = {name for name, value in sam.state_dict().items() if not torch.equal(state[name], value)}
+    tables = {
+        f"image_encoder.blocks.{block}.{part}attn.rel_pos_{axis}"
+        for block in (1, 3)  # the global layers, counted from 0
+        for part in ("", "little.")
+        for axis in "hw"
+    }
+    assert changed == {"image_encoder.pos_embed"} | tables
+
+
+# files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "kept.pth"
+    path.write_text("old")
+
+    def fail(temporary: str) -> None:
+        Path(temporary).write_text("half of the n")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_replaces_the_old_one_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "on the way" / "new.pth"
+    for text in ("old", "new"):
+        write_atomically(path, lambda temporary, text=text: Path(temporary).write_text(text))
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no umask there")
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    write_atomically(tmp_path / "written", lambda temporary: Path(temporary).write_text("x"))
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("written", "any")]
+    assert modes[0] == modes[1]
+
+
+def test_a_models_file_is_written_atomically(sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ours.safetensors"
+    save_sam(sam, path)
+    before = file_sha256(path)
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("sam_blvit.checkpoint.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_sam(sam, path)
+    assert file_sha256(path) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_files_sha256_is_the_usual_one(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(tmp_path / "abc") == expected

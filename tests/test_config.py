@@ -1,0 +1,156 @@
+"""Configs: the models there are, what a config refuses, and its JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sam_blvit.config import MODELS, ModelConfig, check_keep_ratio, model_config, override
+
+Config = Callable[..., ModelConfig]
+Refused = Callable[..., Any]
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h", "blvit_b_t", "blvit_l_s", "blvit_h_b", "blvit_tiny"])
+def test_a_model_is_registered_under_its_own_name(name: str) -> None:
+    assert MODELS[name].name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "big", "little", "first_routed", "little_layers", "routers_after", "global_layers"),
+    [
+        ("blvit_b_t", (768, 12, 12), (192, 3), 2, range(2, 13), (1, 4, 7, 10), (3, 6, 9, 12)),
+        ("blvit_h_b", (1280, 16, 32), (768, 12), 10, range(10, 33, 2), (8, 16, 24), (8, 16, 24, 32)),
+        ("blvit_l_s", (1024, 16, 24), (384, 6), 7, range(7, 24, 2), (6, 12, 18), (6, 12, 18, 24)),
+    ],
+)
+def test_the_big_little_models_are_the_designs(
+    name: str,
+    big: tuple[int, int, int],
+    little: tuple[int, int],
+    first_routed: int,
+    little_layers: range,
+    routers_after: tuple[int, ...],
+    global_layers: tuple[int, ...],
+) -> None:
+    config = MODELS[name]
+    assert (config.dim, config.heads, config.layers) == big
+    assert (config.little_dim, config.little_heads) == little
+    assert config.routed_from == first_routed
+    assert config.little_layers == tuple(little_layers)
+    assert config.routers_after == routers_after
+    assert config.global_layers == global_layers
+    assert (config.image_size, config.window, config.rel_pos_window, config.keep_ratio) == (1024, 16, 14, 0.25)
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_sams_own_models_are_dense_with_padded_windows_of_14(name: str) -> None:
+    config = MODELS[name]
+    assert not config.routed
+    assert config.window == 14
+    assert config.padded
+
+
+@pytest.mark.parametrize("name", ["blvit_b_t", "blvit_l_s", "blvit_h_b", "blvit_tiny"])
+def test_a_big_little_model_takes_rectangles(name: str) -> None:
+    assert not MODELS[name].square_input
+
+
+@pytest.mark.parametrize("name", ["blvit_b_t", "blvit_l_s", "blvit_h_b"])
+def test_a_big_little_model_with_sams_window_takes_sams_square(name: str) -> None:
+    assert model_config(name, window=14).square_input
+
+
+def test_a_dense_model_takes_sams_square_even_where_the_window_divides_the_grid(tiny_dense: Config) -> None:
+    config = tiny_dense(window=4)
+    assert not config.padded
+    assert config.square_input
+
+
+def test_a_config_survives_json(tiny: Config) -> None:
+    config = tiny(keep_ratio=0.5, compute_dtype="bfloat16", window=3)
+    assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_json_of_a_config_is_one_line(tiny: Config) -> None:
+    assert "\n" not in tiny().to_json()
+
+
+def test_json_with_an_unknown_field_is_refused_by_name(tiny: Config, refused: Refused) -> None:
+    fields = json.loads(tiny().to_json())
+    with refused(ValueError, match="from_the_future"):
+        ModelConfig.from_json(json.dumps({**fields, "from_the_future": 1}))
+
+
+def test_a_config_cannot_be_changed(tiny: Config) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny().window = 3  # type: ignore[misc]
+
+
+def test_override_replaces_fields_and_nothing_else(tiny: Config) -> None:
+    assert dataclasses.replace(override(tiny(), window=3, keep_ratio=1), window=4, keep_ratio=0.25) == tiny()
+    assert override(tiny(), window=3).window == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_override_takes_a_torch_dtype_or_its_name(tiny: Config, dtype: object) -> None:
+    assert override(tiny(), compute_dtype=dtype).compute_dtype == "bfloat16"
+
+
+def test_override_refuses_an_unknown_option_by_name(tiny: Config, refused: Refused) -> None:
+    with refused(ValueError, match="unknown option windw"):
+        override(tiny(), windw=14)
+
+
+def test_an_unknown_model_is_refused_with_the_names_there_are(refused: Refused) -> None:
+    with refused(ValueError, match="no model named 'blvit_x'") as error:
+        model_config("blvit_x")
+    assert all(name in str(error.value) for name in MODELS)
+
+
+@pytest.mark.parametrize("value", [0, 0.25, 1])
+def test_a_keep_ratio_in_0_to_1_is_returned_as_a_float(value: float) -> None:
+    checked = check_keep_ratio(value)
+    assert checked == value
+    assert type(checked) is float
+
+
+@pytest.mark.parametrize("value", [math.nan, "x", True, -1, 2, math.inf, None])
+def test_a_keep_ratio_that_is_no_number_in_0_to_1_is_refused(value: object, refused: Refused) -> None:
+    with refused(ValueError, match=f"keep_ratio={value!r} is not"):
+        check_keep_ratio(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", 100),
+        ("image_size", 0),
+        ("image_size", -16),
+        ("window", 0),
+        ("heads", 5),
+        ("compute_dtype", "float16"),
+        ("keep_ratio", 1.5),
+        ("little_heads", 3),
+        ("little_heads", 0),
+        ("routers_after", ()),
+        ("routers_after", (2, 3)),
+        ("little_layers", (1, 2)),
+    ],
+)
+def test_a_config_that_makes_no_model_is_refused(tiny: Config, field: str, value: object, refused: Refused) -> None:
+    with refused(ValueError, match=re.escape(f"{field}={value!r}")):
+        tiny(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["routers_after", "little_layers"])
+def test_a_dense_config_has_no_routed_parts(tiny_dense: Config, field: str, refused: Refused) -> None:
+    with refused(ValueError, match="need routed_from"):
+        tiny_dense(**{field: (1,)})

@@ -1,0 +1,153 @@
+"""Pictures show the mask, the prompt and the routing where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sam_blvit.drawing import (
+    BOX,
+    NEGATIVE,
+    POSITIVE,
+    draw_masks,
+    draw_overlay,
+    draw_routing,
+    on_image,
+    routing_map,
+)
+from sam_blvit.model.router import choose
+from sam_blvit.model.windows import WindowLayout
+
+
+def _grey(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 100, np.uint8)
+
+
+def _block(height: int, width: int, rows: slice, cols: slice) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[rows, cols] = True
+    return mask
+
+
+def test_an_overlay_tints_the_mask_outlines_it_and_leaves_the_rest() -> None:
+    image, mask = _grey(60, 80), _block(60, 80, slice(20, 40), slice(30, 60))
+    drawn = draw_overlay(image, mask)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+    assert drawn[20, 45].min() > 200
+    assert (drawn[25:35, 35:55] == drawn[30, 45]).all()
+    assert tuple(drawn[30, 45]) != (100, 100, 100)
+    far = ~_block(60, 80, slice(17, 43), slice(27, 63))
+    assert (drawn[far] == 100).all()
+    assert (image == 100).all()
+
+
+def test_an_overlay_shows_a_hole_in_the_mask() -> None:
+    mask = _block(60, 80, slice(10, 50), slice(10, 70))
+    mask[20:40, 30:50] = False
+    drawn = draw_overlay(_grey(60, 80), mask)
+    assert tuple(drawn[30, 40]) == (100, 100, 100)
+    assert drawn[19, 40].min() > 200
+
+
+def test_an_overlay_shows_the_prompt() -> None:
+    points, labels = np.array([[20.0, 30.0], [60.0, 40.0]]), np.array([1, 0])
+    empty = np.zeros((60, 80), bool)
+    drawn = draw_overlay(_grey(60, 80), empty, points=points, labels=labels, box=np.array([5.0, 4, 75, 55]))
+    assert tuple(drawn[30, 20]) == POSITIVE
+    assert tuple(drawn[40, 60]) == NEGATIVE
+    assert [tuple(drawn[y, x]) for y, x in ((4, 40), (55, 40), (30, 5), (30, 75))] == [BOX] * 4
+    assert (draw_overlay(_grey(60, 80), empty) == 100).all()
+
+
+def test_marks_grow_with_the_photograph() -> None:
+    def share(side: int) -> float:
+        centre = np.array([[side / 2, side / 2]])
+        drawn = draw_overlay(_grey(side, side), np.zeros((side, side), bool), points=centre, labels=np.array([1]))
+        return float((drawn != 100).any(-1).mean())
+
+    assert share(4000) == pytest.approx(share(400), rel=0.25)
+
+
+def test_a_prompt_at_the_edge_and_a_photograph_of_one_pixel_can_be_drawn() -> None:
+    mask = np.ones((1, 1), bool)
+    drawn = draw_overlay(_grey(1, 1), mask, points=np.array([[0.0, 0.0]]), labels=np.array([1]), box=np.zeros(4))
+    assert drawn.shape == (1, 1, 3)
+
+
+def test_each_mask_has_its_own_colour() -> None:
+    large = _block(60, 80, slice(0, 60), slice(0, 80))
+    others = [_block(60, 80, slice(10, 30), slice(left, left + 20)) for left in (5, 55)]
+    image = _grey(60, 80)
+    drawn = draw_masks(image, [others[0], large, others[1]])
+    seen = {tuple(drawn[y, x]) for y, x in ((20, 15), (20, 65), (50, 40))}
+    assert len(seen) == 3
+    assert (100, 100, 100) not in seen
+    assert (image == 100).all()
+    np.testing.assert_array_equal(draw_masks(image, []), image)
+
+
+def test_a_mask_lies_on_top_of_a_larger_one() -> None:
+    large = np.ones((1200, 1200), bool)
+    small = _block(1200, 1200, slice(400, 800), slice(400, 800))
+    for masks in ([small, large], [large, small]):
+        red, green, blue = draw_masks(_grey(1200, 1200), masks)[400, 600].tolist()  # in the small one's outline
+        assert min(red, green, blue) < 0.25 * max(red, green, blue)  # a pure colour, not one seen through another
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (6, 8), (7, 5)])  # windows of 4: whole, and two that are padded
+def test_a_routing_map_marks_the_best_tokens_of_each_window(grid: tuple[int, int]) -> None:
+    layout = WindowLayout(grid, 4, torch.device("cpu"))
+    by_raster = torch.randn(1, *grid, 1, generator=torch.Generator().manual_seed(0))
+    routing = choose(layout.by_window(by_raster)[..., 0], layout=layout, num_primary=3)
+    scores = by_raster[0, :, :, 0].numpy()
+    expected = np.zeros(grid, bool)
+    for top in range(0, grid[0], 4):
+        for left in range(0, grid[1], 4):
+            window = scores[top : top + 4, left : left + 4]
+            expected[top : top + 4, left : left + 4] = window >= np.sort(window, axis=None)[-3:][0]
+    np.testing.assert_array_equal(routing_map(routing, layout), expected)
+
+
+def test_tokens_cover_16_pixels_of_what_the_encoder_saw() -> None:
+    chosen = np.array([[True, False, True], [False, False, True]])  # the last column lies on padding
+    mask = on_image(chosen, input_size=(32, 32), size=(64, 64))
+    np.testing.assert_array_equal(mask, _block(64, 64, slice(0, 32), slice(0, 32)))
+
+
+def test_a_routing_picture_keeps_chosen_tokens_and_darkens_the_others() -> None:
+    image = np.full((480, 640, 3), (200, 150, 100), np.uint8)
+    chosen = np.zeros((24, 32), bool)
+    chosen[:, :16] = True
+    picture = draw_routing(image, {1: chosen, 4: ~chosen}, input_size=(384, 512))
+    panel = picture.shape[1] // 2
+    row = picture[picture.shape[0] // 2]
+    first, second = row[:panel], row[panel:]
+    for half, bright in ((first, slice(50, 300)), (second, slice(360, 600))):
+        assert (half[bright] == (200, 150, 100)).all()
+    for half, dark in ((first, slice(360, 600)), (second, slice(50, 300))):
+        assert half[dark].max() < 100
+    np.testing.assert_array_equal(image[0, 0], (200, 150, 100))
+
+
+def test_five_routers_take_two_rows_of_panels() -> None:
+    maps = {layer: np.ones((4, 4), bool) for layer in range(1, 6)}
+    one_row = draw_routing(_grey(64, 64), {1: maps[1]}, input_size=(64, 64))
+    picture = draw_routing(_grey(64, 64), maps, input_size=(64, 64))
+    assert picture.shape[0] == pytest.approx(2 * one_row.shape[0], rel=0.05)
+    assert picture.shape[1] == pytest.approx(4 * one_row.shape[1], rel=0.05)
+
+
+def test_captions_differ_by_layer_and_share() -> None:
+    def caption(layer: int, chosen: np.ndarray) -> bytes:
+        picture = draw_routing(_grey(64, 64), {layer: chosen}, input_size=(64, 64))
+        return picture[:30].tobytes()
+
+    none, every = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    assert len({caption(1, none), caption(4, none), caption(1, every)}) == 3
+
+
+def test_no_routing_is_no_picture() -> None:
+    with pytest.raises(ValueError, match="keep_ratio"):
+        draw_routing(_grey(8, 8), {}, input_size=(8, 8))

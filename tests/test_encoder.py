@@ -1,0 +1,351 @@
+"""The encoder: SAM's own when dense or at keep ratio 1, routed as the design says below it, on any rectangle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from segment_anything import modeling as sa
+from torch import Tensor, nn
+
+from sam_blvit.config import ModelConfig
+from sam_blvit.model.encoder import ImageEncoder
+from sam_blvit.model.router import choose
+from sam_blvit.model.windows import GlobalScope, WindowScope
+
+Config = Callable[..., ModelConfig]
+Randomize = Callable[[nn.Module], nn.Module]
+Refused = Callable[..., Any]
+OriginalSam = Callable[[ModelConfig], sa.Sam]
+
+
+@pytest.fixture
+def new_encoder(tiny: Config, randomize: Randomize) -> Callable[..., ImageEncoder]:
+    """A big.LITTLE encoder with nothing at zero."""
+
+    def build(**overrides: object) -> ImageEncoder:
+        return randomize(ImageEncoder(tiny(**overrides))).requires_grad_(False)
+
+    return build
+
+
+def images(height: int = 128, width: int = 128, count: int = 1) -> Tensor:
+    return torch.randn(count, 3, height, width)
+
+
+# dense ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [4, 3], ids=["whole", "padded"])
+def test_a_dense_encoder_equals_segment_anythings(tiny_dense: Config, original_sam: OriginalSam, window: int) -> None:
+    config = tiny_dense(window=window, rel_pos_window=window)
+    theirs = original_sam(config).image_encoder
+    ours = ImageEncoder(config)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = images(count=2)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_segment_anythings_encoder_loads_a_dense_one(tiny_dense: Config, original_sam: OriginalSam) -> None:
+    theirs = original_sam(tiny_dense()).image_encoder
+    theirs.load_state_dict(ImageEncoder(tiny_dense()).state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("window", [4, 3], ids=["whole", "padded"])
+def test_at_keep_ratio_1_the_encoder_is_the_sam_its_blocks_came_from(
+    new_encoder: Callable[..., ImageEncoder], tiny: Config, original_sam: OriginalSam, window: int
+) -> None:
+    theirs = original_sam(tiny(window=window, rel_pos_window=window)).image_encoder
+    ours = new_encoder(window=window, rel_pos_window=window)
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    ours.keep_ratio = 1
+    x = images()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_at_keep_ratio_1_no_router_runs(new_encoder: Callable[..., ImageEncoder]) -> None:
+    encoder = new_encoder(keep_ratio=1)
+    assert encoder.encode(images()).routings == {}
+
+
+# routed --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_choice_holds_until_the_next_router(new_encoder: Callable[..., ImageEncoder]) -> None:
+    encoder = new_encoder(keep_ratio=0.5)  # routers after layers 1 and 3; 2 and 4 are global
+    x = images(count=2)
+    grid = encoder.patch_embed(x) + encoder.pos_embed
+    encoding = encoder.encode(x)
+    layout = encoding.layout
+    windowed, everywhere = WindowScope(layout, x.device), GlobalScope(layout, x.device)
+
+    after_1 = encoder.blocks[0](layout.by_window(grid), windowed)
+    first = choose(encoder.routers["0"](after_1), layout=layout, num_primary=8)
+    after_2 = encoder.blocks[1].route(after_1, everywhere, first)
+    after_3 = encoder.blocks[2].route(after_2, windowed, first)
+    second = choose(encoder.routers["2"](after_3), layout=layout, num_primary=8)
+    after_4 = encoder.blocks[3].route(after_3, everywhere, second)
+
+    assert not torch.equal(first.tokens, second.tokens)
+    torch.testing.assert_close(encoding.embedding, encoder.neck(layout.by_raster(after_4).permute(0, 3, 1, 2)))
+
+
+def test_a_router_reads_its_own_layer_also_where_a_dense_layer_follows(
+    new_encoder: Callable[..., ImageEncoder],
+) -> None:
+    encoder = new_encoder(routed_from=4, routers_after=(2,), little_layers=(4,))
+    outputs: list[Tensor] = []
+    encoder.blocks[1].register_forward_hook(lambda _block, _inputs, output: outputs.append(output))
+    encoding = encoder.encode(images())
+    expected = choose(encoder.routers["1"](outputs[0]), layout=encoding.layout, num_primary=4)
+    assert torch.equal(encoding.routings[2].tokens, expected.tokens)
+    torch.testing.assert_close(encoding.routings[2].scores, expected.scores)
+
+
+@pytest.mark.parametrize(
+    ("window", "keep_ratio", "expected"),
+    [(4, 0.25, 4), (4, 0.5, 8), (4, 0.3, 5), (4, 0.99, 16), (3, 0.5, 4), (3, 0.75, 5)],
+)
+def test_every_window_keeps_its_share_of_the_mean_window(
+    new_encoder: Callable[..., ImageEncoder], window: int, keep_ratio: float, expected: int
+) -> None:
+    encoder = new_encoder(window=window, keep_ratio=keep_ratio)  # 64 tokens in 4 windows of 4, or 9 of 3
+    routings = encoder.encode(images()).routings
+    assert sorted(routings) == [1, 3]
+    assert {routing.slots.shape[-1] for routing in routings.values()} == {expected}
+
+
+def test_at_keep_ratio_0_performance_blocks_of_routed_layers_do_nothing(
+    new_encoder: Callable[..., ImageEncoder], randomize: Randomize
+) -> None:
+    encoder = new_encoder(keep_ratio=0)
+    x = images()
+    before = encoder(x)
+    for block in encoder.blocks[1:]:
+        for part in (block.norm1, block.attn, block.norm2, block.mlp):
+            randomize(part)
+    assert torch.equal(encoder(x), before)
+
+
+@pytest.mark.parametrize("part", ["blocks.0.attn", "blocks.1.little.attn", "blocks.2.little.mlp"])
+def test_at_keep_ratio_0_dense_layers_and_efficiency_blocks_run(
+    new_encoder: Callable[..., ImageEncoder], randomize: Randomize, part: str
+) -> None:
+    encoder = new_encoder(keep_ratio=0)
+    x = images()
+    before = encoder(x)
+    randomize(encoder.get_submodule(part))
+    assert not torch.allclose(encoder(x), before)
+
+
+def test_at_keep_ratio_0_a_layer_without_efficiency_block_passes_tokens_through(
+    new_encoder: Callable[..., ImageEncoder], tiny: Config
+) -> None:
+    encoder = new_encoder(keep_ratio=0, little_layers=(2, 4))
+    x = images()
+    shorter = ImageEncoder(tiny(layers=3, keep_ratio=0, global_layers=(2, 3), routers_after=(1,), little_layers=(2, 3)))
+    state = {name: value for name, value in encoder.state_dict().items() if "blocks.2." not in name}
+    state = {name.replace("blocks.3.", "blocks.2."): value for name, value in state.items() if "routers.2" not in name}
+    shorter.load_state_dict(state, strict=True)
+    torch.testing.assert_close(encoder(x), shorter(x))
+
+
+def test_the_dial_turns_from_one_embedding_to_another(new_encoder: Callable[..., ImageEncoder]) -> None:
+    encoder = new_encoder()
+    x = images()
+    embeddings = []
+    for keep_ratio in (0, 0.25, 0.5, 1):
+        encoder.keep_ratio = keep_ratio
+        embeddings.append(encoder(x))
+    for number, one in enumerate(embeddings):
+        assert not any(torch.allclose(one, other, atol=1e-3) for other in embeddings[number + 1 :])
+
+
+def test_the_layers_before_the_first_routed_one_serve_every_keep_ratio(
+    new_encoder: Callable[..., ImageEncoder],
+) -> None:
+    encoder = new_encoder()
+    x = images()
+    begun = encoder.begin(x)
+    for keep_ratio in (0.25, 0.75, 1, 0):
+        encoder.keep_ratio = keep_ratio
+        assert torch.equal(encoder.finish(begun).embedding, encoder(x))
+
+
+def test_an_image_is_encoded_alike_alone_and_in_a_batch(new_encoder: Callable[..., ImageEncoder]) -> None:
+    encoder = new_encoder()
+    x = images(count=3)
+    torch.testing.assert_close(encoder(x)[1:2], encoder(x[1:2]), rtol=1e-4, atol=1e-4)
+
+
+# the dial's own errors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, "x", True, -1, 2])
+def test_the_dial_refuses_what_is_no_number_in_0_to_1(
+    new_encoder: Callable[..., ImageEncoder], refused: Refused, value: object
+) -> None:
+    encoder = new_encoder()
+    with refused(ValueError, match="keep_ratio="):
+        encoder.keep_ratio = value  # type: ignore[assignment]
+    assert encoder.keep_ratio == 0.25
+
+
+def test_the_dial_of_a_dense_model_stays_at_1(tiny_dense: Config, refused: Refused) -> None:
+    encoder = ImageEncoder(tiny_dense())
+    with refused(ValueError, match="vit_tiny is dense"):
+        encoder.keep_ratio = 0.5
+    encoder.keep_ratio = 1
+    assert encoder.keep_ratio == 1
+
+
+# sizes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (128, 64), (64, 64)])
+def test_what_no_token_covers_is_the_learned_vector(
+    new_encoder: Callable[..., ImageEncoder], height: int, width: int
+) -> None:
+    encoder = new_encoder()
+    embedding = encoder(images(height, width, count=2))
+    uncovered = torch.ones(8, 8, dtype=torch.bool)
+    uncovered[: height // 16, : width // 16] = False
+    assert embedding.shape == (2, 256, 8, 8)
+    assert (embedding[:, :, uncovered] == encoder.outside[:, None]).all()
+    assert not (embedding[:, :, ~uncovered] == encoder.outside[:, None]).any()
+
+
+def test_a_rectangle_is_read_from_the_squares_upper_left(new_encoder: Callable[..., ImageEncoder]) -> None:
+    # windowed layers alone: tokens of the rectangle then see the same as in the square
+    encoder = new_encoder(global_layers=(), keep_ratio=0.5)
+    encoder.neck[2] = nn.Identity()  # its 3 x 3 convolution sees over the edge
+    x = images()
+    torch.testing.assert_close(encoder(x[..., :64, :])[:, :, :4], encoder(x)[:, :, :4], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 128), (128, 80), (192, 128), (128, 192), (0, 128)])
+def test_an_input_that_is_no_whole_windows_is_refused(
+    new_encoder: Callable[..., ImageEncoder], refused: Refused, height: int, width: int
+) -> None:
+    with refused(ValueError, match=f"input of {height} x {width} pixels.* multiples of 64 up to 128"):
+        new_encoder()(images(height, width))
+
+
+def test_an_encoder_with_padded_windows_takes_any_multiple_of_16(new_encoder: Callable[..., ImageEncoder]) -> None:
+    assert new_encoder(window=3)(images(80, 112)).shape == (1, 256, 8, 8)
+
+
+@pytest.mark.parametrize("size", [64, 80, 192])
+def test_an_encoder_is_built_for_any_side_that_is_a_multiple_of_16(
+    new_encoder: Callable[..., ImageEncoder], size: int
+) -> None:
+    embedding = new_encoder(image_size=size)(images(size, size))
+    assert embedding.shape == (1, 256, size // 16, size // 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "padded"), [((128, 96), (128, 128)), ((128, 64), (128, 64)), ((30, 128), (64, 128)), ((1, 65), (64, 128))]
+)
+def test_a_photograph_is_padded_to_whole_windows(
+    new_encoder: Callable[..., ImageEncoder], size: tuple[int, int], padded: tuple[int, int]
+) -> None:
+    assert new_encoder().padded_size(*size) == padded
+
+
+def test_a_model_with_padded_windows_pads_a_photograph_to_sams_square(
+    new_encoder: Callable[..., ImageEncoder],
+) -> None:
+    assert new_encoder(window=3).padded_size(30, 128) == (128, 128)
+
+
+def test_a_dense_model_pads_a_photograph_to_sams_square(tiny_dense: Config) -> None:
+    assert ImageEncoder(tiny_dense()).padded_size(30, 128) == (128, 128)
+
+
+# dtype ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bfloat16_pair(new_encoder: Callable[..., ImageEncoder]) -> tuple[ImageEncoder, ImageEncoder]:
+    """The same weights computing in bfloat16 and in float32."""
+    half, full = new_encoder(compute_dtype="bfloat16"), new_encoder()
+    half.load_state_dict(full.state_dict())
+    return half, full
+
+
+@pytest.mark.parametrize("keep_ratio", [0, 1])
+def test_bfloat16_comes_close_to_float32(bfloat16_pair: tuple[ImageEncoder, ImageEncoder], keep_ratio: float) -> None:
+    half, full = bfloat16_pair
+    half.keep_ratio = full.keep_ratio = keep_ratio
+    x = images()
+    error = (half(x) - full(x)).norm() / full(x).norm()
+    assert 1e-4 < error < 0.03  # not 0: it did compute in bfloat16
+
+
+def test_bfloat16_comes_close_to_float32_when_it_keeps_the_same_tokens(
+    bfloat16_pair: tuple[ImageEncoder, ImageEncoder],
+) -> None:
+    half, full = bfloat16_pair
+    for encoder in bfloat16_pair:
+        for router in encoder.routers.values():
+            router.score.weight.zero_()  # ties: rounding cannot change the choice
+    x = images()
+    error = (half(x) - full(x)).norm() / full(x).norm()
+    assert 1e-4 < error < 0.03
+
+
+@pytest.mark.parametrize("keep_ratio", [0.25, 1])
+def test_a_bfloat16_encoder_takes_and_returns_float32(
+    bfloat16_pair: tuple[ImageEncoder, ImageEncoder], keep_ratio: float
+) -> None:
+    half, _ = bfloat16_pair
+    half.keep_ratio = keep_ratio
+    assert half(images(64, 128)).dtype == torch.float32
+
+
+def test_a_bfloat16_encoder_normalises_and_scores_in_float32(
+    bfloat16_pair: tuple[ImageEncoder, ImageEncoder],
+) -> None:
+    half, _ = bfloat16_pair
+    seen: set[torch.dtype] = set()
+    for name, module in half.named_modules():
+        if name.rsplit(".", 1)[-1] in ("norm1", "norm2") or name in ("neck.1", "neck.3"):
+            module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+    encoding = half.encode(images())
+    assert seen == {torch.float32}
+    assert {routing.scores.dtype for routing in encoding.routings.values()} == {torch.float32}
+
+
+def test_the_necks_norm_takes_its_statistics_in_float32(new_encoder: Callable[..., ImageEncoder]) -> None:
+    norm = new_encoder().neck[1]
+    x = (torch.randn(1, 256, 4, 4) + 50).bfloat16()  # bfloat16 statistics would lose the spread beside the mean
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = norm(x)
+    torch.testing.assert_close(out, norm(x.float()))
+
+
+@pytest.mark.gpu
+def test_cuda_comes_close_to_the_cpu(new_encoder: Callable[..., ImageEncoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    encoder = new_encoder(window=3, keep_ratio=0.75)
+    for router in encoder.routers.values():
+        router.score.weight.zero_()  # ties: rounding cannot change the choice
+    x = images(count=2)
+    expected = encoder(x)
+    torch.testing.assert_close(encoder.cuda()(x.cuda()).cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+# start ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_efficiency_block_leaves_unchosen_tokens_as_they_are(tiny: Config) -> None:
+    encoder = ImageEncoder(tiny(keep_ratio=0)).requires_grad_(False)
+    x = images()
+    grid = encoder.patch_embed(x) + encoder.pos_embed
+    begun = encoder.begin(x)
+    assert not torch.equal(begun.layout.by_raster(begun.x), grid)  # the dense layer did run
+    expected = encoder.neck(begun.layout.by_raster(begun.x).permute(0, 3, 1, 2))
+    torch.testing.assert_close(encoder(x), expected)

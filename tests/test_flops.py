@@ -1,0 +1,164 @@
+"""Multiply-adds: published and hand-counted numbers must come out of the built model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
+from sam_blvit.measure import flops as module
+from sam_blvit.measure.flops import G, MacCount, count_macs, flops
+from sam_blvit.model.build import build_sam
+
+Tiny = Callable[..., ModelConfig]
+
+
+@cache
+def counted(name: str) -> MacCount:
+    return count_macs(model_config(name))
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("vit_b", 371.99), ("vit_h", 2736.62)])
+def test_dense_models_cost_what_the_paper_prints(name: str, gmacs: float) -> None:
+    assert round(counted(name).total.paper / G, 2) == gmacs
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("vit_b", 486.0), ("vit_h", 2980.5)])
+def test_dense_encoders_cost_what_others_publish_with_attention_products(name: str, gmacs: float) -> None:
+    assert round(counted(name).encoder.full / G, 1) == gmacs
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("blvit_b_t", 210.4, 210.9), ("blvit_h_b", 1952.5, 1953.5)])
+def test_big_little_models_cost_what_the_design_expects(name: str, low: float, high: float) -> None:
+    assert low < counted(name).total.paper / G < high
+
+
+def test_the_decoder_costs_what_thop_counts() -> None:
+    assert round(counted("vit_b").parts["mask decoder"].paper / G, 3) == 2.983
+
+
+def test_routed_layers_cost_what_their_equations_say(tiny: Tiny) -> None:
+    """Layer 1 is dense; 2 and 4 are global, 3 is windowed, all three with an efficiency block."""
+    count = count_macs(tiny(keep_ratio=0.25))
+    tokens, primary, slots, dim, inner, side, window = 64, 16, 16, 32, 16, 8, 4
+    norms = 2 * 4 * tokens * dim
+    dense = 12 * tokens * dim**2
+    routed = (2 * tokens + 2 * primary) * dim**2 + 8 * primary * dim**2  # keys and values of all, the rest of primary
+    gathered_norm = 4 * (tokens + primary) * dim
+    performance = count.parts["performance blocks"]
+    assert performance.paper == dense + norms + 3 * (routed + gathered_norm)
+    products = tokens * dim * (2 * slots + 2 * window) + primary * dim * (
+        2 * (2 * tokens + 2 * side) + (2 * slots + 2 * window)
+    )
+    assert performance.full == dense + 3 * routed + products
+    little = tokens * (3 * dim * inner + inner * dim) + tokens * (2 * dim * inner + 8 * inner**2)
+    efficiency = count.parts["efficiency blocks"]
+    assert efficiency.paper == 3 * (little + norms)
+    products = tokens * inner * (2 * (2 * tokens + 2 * side) + (2 * slots + 2 * window))
+    assert efficiency.full == 3 * little + products
+    assert count.parts["routers"].full == 2 * tokens * dim
+
+
+@pytest.mark.parametrize("overrides", [{}, {"window": 3}, {"window": 3, "keep_ratio": 1.0}])
+def test_counting_without_arithmetic_counts_what_a_real_run_does(tiny: Tiny, overrides: dict[str, Any]) -> None:
+    config = tiny(**overrides)
+    sam = build_sam(config).requires_grad_(False)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        embedding = sam.image_encoder(torch.zeros(1, 3, 128, 128))
+        sam.decode(embedding, points=(torch.zeros(1, 1, 2), torch.ones(1, 1)), multimask_output=True)
+    assert 2 * count_macs(config).total.full == counter.get_total_flops()
+
+
+def test_a_four_by_three_photograph_costs_a_big_little_model_less() -> None:
+    photograph = count_macs(model_config("blvit_b_t"), input_size=(480, 640))
+    assert photograph.input_size == (768, 1024)
+    square = counted("blvit_b_t")
+    assert photograph.total.paper < 0.76 * square.total.paper
+    # a quarter of the tokens is away, and with it 7/16 of what grows with their square
+    assert photograph.encoder.full < 0.75 * square.encoder.full
+
+
+def test_a_photograph_costs_a_dense_model_its_square(tiny_dense: Tiny) -> None:
+    assert count_macs(tiny_dense(), input_size=(30, 40)) == count_macs(tiny_dense())
+
+
+def test_a_photograph_without_pixels_is_refused(tiny: Tiny, refused: Any) -> None:
+    with refused(ValueError, r"input_size=\(0, 40\)"):
+        count_macs(tiny(), input_size=(0, 40))
+
+
+def test_the_dial_lowers_the_cost(tiny: Tiny) -> None:
+    costs = [count_macs(tiny(keep_ratio=ratio)).total for ratio in (0.0, 0.25, 0.5)]
+    assert costs[0].paper < costs[1].paper < costs[2].paper
+    assert costs[0].full < costs[1].full < costs[2].full
+
+
+def test_keep_ratio_one_costs_what_the_dense_model_does(tiny: Tiny, tiny_dense: Tiny) -> None:
+    routed, dense = count_macs(tiny(keep_ratio=1.0)), count_macs(tiny_dense())
+    assert routed.parts["performance blocks"] == dense.parts["performance blocks"]
+    assert routed.parts["efficiency blocks"].full == 0
+
+
+def test_the_compute_dtype_changes_no_count(tiny: Tiny) -> None:
+    assert count_macs(tiny(compute_dtype="bfloat16")) == count_macs(tiny())
+
+
+def test_parameters_are_all_of_the_model(tiny: Tiny) -> None:
+    assert count_macs(tiny()).parameters == sum(p.numel() for p in build_sam(tiny()).parameters())
+
+
+def test_counting_leaves_no_trace_in_models_built_later(tiny: Tiny) -> None:
+    count_macs(tiny())
+    weight = build_sam(tiny()).image_encoder.pos_embed
+    assert type(weight.data) is torch.Tensor
+    assert weight.device.type == "cpu"
+
+
+@pytest.fixture
+def small_registry(monkeypatch: pytest.MonkeyPatch, tiny: Tiny, tiny_dense: Tiny) -> None:
+    for config in (tiny(), tiny_dense()):
+        monkeypatch.setitem(MODELS, config.name, config)
+    monkeypatch.setattr(module, "MODELS", {config.name: config for config in (tiny_dense(), tiny())})
+
+
+@pytest.mark.usefixtures("small_registry")
+def test_json_lists_every_model_with_both_conventions() -> None:
+    dense, routed = json.loads(flops((), FlopsConfig(json=True)))
+    assert (dense["model"], dense["keep_ratio"]) == ("vit_tiny", 1)
+    assert (routed["model"], routed["keep_ratio"], routed["input_size"]) == ("blvit_tiny", 0.25, [128, 128])
+    count = count_macs(MODELS["blvit_tiny"])
+    assert routed["paper_gmacs"] == round(count.total.paper / G, 2)
+    assert routed["full_gmacs"] == round(count.total.full / G, 2)
+    assert routed["encoder_full_gmacs"] == round(count.encoder.full / G, 2)
+    assert routed["parameters"] == count.parameters
+    assert routed["parts"]["neck"]["paper_gmacs"] == round(count.parts["neck"].paper / G, 2)
+    assert list(routed["parts"]) == list(count.parts)
+
+
+@pytest.mark.usefixtures("small_registry")
+def test_a_keep_ratio_is_for_big_little_models_alone() -> None:
+    dense, routed = json.loads(flops(("vit_tiny", "blvit_tiny"), FlopsConfig(json=True, keep_ratio=0.5)))
+    assert (dense["keep_ratio"], routed["keep_ratio"]) == (1, 0.5)
+
+
+@pytest.mark.usefixtures("small_registry")
+def test_the_table_has_two_aligned_lines_a_model() -> None:
+    header, *rows = flops((), FlopsConfig()).split("\n\n")[0].splitlines()
+    assert [row.split()[0] for row in rows] == ["vit_tiny", "full", "blvit_tiny", "full"]
+    assert len({len(line) for line in (header, *rows)}) == 1
+    total = count_macs(MODELS["blvit_tiny"]).total
+    assert rows[2].split()[-1] == f"{total.paper / G:.2f}"
+    assert rows[3].split()[-1] == f"{total.full / G:.2f}"
+    assert "128x128" in rows[2]
+
+
+def test_an_unknown_model_is_refused_with_the_names_there_are(refused: Any) -> None:
+    with refused(ValueError, "no model named 'vit_x'; there are vit_b"):
+        flops(("vit_x",), FlopsConfig())

@@ -1,0 +1,218 @@
+"""Our predictor answers as segment_anything's does, takes more photographs and explains bad prompts."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import segment_anything
+import torch
+from PIL import Image
+
+from sam_blvit.config import MODELS, override
+from sam_blvit.model.build import build_sam
+from sam_blvit.model.sam import Sam
+from sam_blvit.predictor import SamPredictor
+
+SHAPES = [(96, 96), (90, 120), (200, 150)]
+"""Square, 4:3 and 3:4."""
+
+
+@pytest.fixture(scope="module")
+def sam() -> Sam:
+    torch.manual_seed(0)
+    return build_sam(override(MODELS["blvit_tiny"], image_size=128, window=2))
+
+
+@pytest.fixture(scope="module")
+def ready(sam: Sam) -> SamPredictor:
+    """A predictor on a photograph of 120 x 90 pixels (width x height)."""
+    predictor = SamPredictor(sam)
+    predictor.set_image(_photograph(90, 120))
+    return predictor
+
+
+def _photograph(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+PROMPTS: list[dict[str, Any]] = [
+    {"point_coords": np.array([[30.3, 40.7]]), "point_labels": np.array([1])},
+    {"point_coords": np.array([[30, 40], [5, 6]]), "point_labels": np.array([1, 0]), "multimask_output": False},
+    {"box": np.array([10.1, 20.2, 70.3, 80.4]), "multimask_output": False},
+    {"box": np.array([[-3, 20, 70, 300]])},
+    {
+        "point_coords": np.array([[30, 40]]),
+        "point_labels": np.array([1]),
+        "box": np.array([10, 20, 70, 80]),
+        "mask_input": np.random.default_rng(0).normal(size=(1, 32, 32)),
+        "return_logits": True,
+    },
+    {},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_results_are_the_originals_bit_for_bit(sam: Sam, shape: tuple[int, int], image_format: str) -> None:
+    ours, original = SamPredictor(sam), segment_anything.SamPredictor(sam)
+    for predictor in (ours, original):
+        predictor.set_image(_photograph(*shape), image_format)
+    assert torch.equal(ours.get_image_embedding(), original.get_image_embedding())
+    for prompt in PROMPTS:
+        for mine, theirs in zip(ours.predict(**prompt), original.predict(**prompt), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+            assert mine.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_original_predictor_runs_on_our_model(sam: Sam, shape: tuple[int, int]) -> None:
+    original = segment_anything.SamPredictor(sam)
+    original.set_image(_photograph(*shape))
+    masks, iou, logits = original.predict(point_coords=np.array([[30, 40]]), point_labels=np.array([1]))
+    assert masks.shape == (3, *shape)
+    assert masks.dtype == bool
+    assert iou.shape == (3,)
+    assert logits.shape == (3, 32, 32)
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("method", ["__init__", "set_image", "set_torch_image", "predict", "predict_torch"])
+def test_parameters_are_the_originals(method: str) -> None:
+    mine, theirs = (
+        [(p.name, p.default) for p in inspect.signature(getattr(predictor, method)).parameters.values()]
+        for predictor in (SamPredictor, segment_anything.SamPredictor)
+    )
+    assert mine == theirs
+
+
+def test_every_kind_of_image_embeds_as_its_rgb(sam: Sam) -> None:
+    rgb = _photograph(48, 64)
+    grey = rgb[:, :, 0]
+    cases = [
+        (rgb, [Image.fromarray(rgb), np.dstack([rgb, grey])]),
+        (np.stack([grey] * 3, axis=-1), [grey, grey[:, :, None], Image.fromarray(grey)]),
+    ]
+    predictor = SamPredictor(sam)
+    for plain, same in cases:
+        predictor.set_image(plain)
+        expected = predictor.get_image_embedding()
+        for image in same:
+            predictor.set_image(image)
+            assert torch.equal(predictor.get_image_embedding(), expected)
+
+
+def test_bgr_with_alpha_embeds_as_its_rgb(sam: Sam) -> None:
+    rgb = _photograph(48, 64)
+    predictor = SamPredictor(sam)
+    predictor.set_image(rgb)
+    expected = predictor.get_image_embedding()
+    predictor.set_image(np.dstack([rgb[:, :, ::-1], rgb[:, :, 0]]), image_format="BGR")
+    assert torch.equal(predictor.get_image_embedding(), expected)
+
+
+@pytest.mark.parametrize("shape", [(10000, 1), (1, 10000), (1, 1)])
+def test_the_thinnest_images_have_masks(sam: Sam, shape: tuple[int, int]) -> None:
+    predictor = SamPredictor(sam)
+    predictor.set_image(np.full((*shape, 3), 128, np.uint8))
+    masks, iou, _ = predictor.predict([[0, 0]], [1], box=[0, 0, shape[1], shape[0]])
+    assert masks.shape == (3, *shape)
+    assert np.isfinite(iou).all()
+
+
+def test_points_of_a_thin_image_keep_their_place(sam: Sam) -> None:
+    placed = SamPredictor(sam).transform.apply_coords(np.array([[0.5, 5000.0]]), (10000, 1))
+    np.testing.assert_allclose(placed, [[0.5, 64]])
+
+
+def test_no_float64_reaches_the_device(ready: SamPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ready.transform.apply_coords(np.array([[1.0, 2.0]]), (90, 120)).dtype == np.float32
+    assert ready.transform.apply_boxes(np.array([1.0, 2.0, 3.0, 4.0]), (90, 120)).dtype == np.float32
+    seen = []
+    original = torch.as_tensor
+
+    def spy(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(np.asarray(data).dtype)
+        return original(data, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "as_tensor", spy)
+    ready.predict(np.array([[1.0, 2.0]]), np.array([1.0]), np.array([1.0, 2, 3, 4]), np.zeros((1, 32, 32)))
+    assert len(seen) == 4
+    assert np.float64 not in seen
+
+
+def test_lists_are_prompts_too(ready: SamPredictor) -> None:
+    as_lists = ready.predict([[30, 40]], [1], [1, 2, 50, 60])
+    as_arrays = ready.predict(np.array([[30, 40]]), np.array([1]), np.array([1, 2, 50, 60]))
+    for mine, theirs in zip(as_lists, as_arrays, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ({"point_coords": [[1, 2]]}, "without point_labels"),
+        ({"point_labels": [1]}, "without point_coords"),
+        ({"point_coords": [[1, 2], [3, 4]], "point_labels": [1]}, r"\(1,\) for 2 points"),
+        ({"point_coords": [[1, 2]], "point_labels": [[1]]}, r"\(1, 1\) for 1 points"),
+        ({"point_coords": [1, 2], "point_labels": [1]}, r"shape \(2,\)"),
+        ({"point_coords": [[1, 2, 3]], "point_labels": [1]}, r"shape \(1, 3\)"),
+        ({"point_coords": [[1, "a"]], "point_labels": [1]}, "point_coords is no array of numbers"),
+        ({"point_coords": [[1, 2], [3]], "point_labels": [1, 1]}, "point_coords is no array of numbers"),
+        ({"point_coords": [[1, 2]], "point_labels": [2]}, "point label 2"),
+        ({"point_coords": [[1, 2]], "point_labels": [0.5]}, "point label 0.5"),
+        ({"point_coords": [[1, float("nan")]], "point_labels": [1]}, "point 1,nan is outside"),
+        ({"point_coords": [[float("inf"), 1]], "point_labels": [0]}, "point inf,1 is outside"),
+        ({"point_coords": [[1, 2], [1, 90]], "point_labels": [1, 1]}, "point 1,90 is outside the image of 120 x 90"),
+        ({"point_coords": [[120, 1]], "point_labels": [1]}, "point 120,1 is outside"),
+        ({"point_coords": [[-0.5, 1]], "point_labels": [1]}, "point -0.5,1 is outside"),
+        ({"box": [1, 2, 3]}, r"box of shape \(3,\)"),
+        ({"box": [[1, 2, 3, 4], [1, 2, 3, 4]]}, r"box of shape \(2, 4\)"),
+        ({"box": [50, 2, 3, 40]}, "box 50,2,3,40 is inside out"),
+        ({"box": [5, 42, 30, 40]}, "box 5,42,30,40 is inside out"),
+        ({"box": [1, 2, float("nan"), 4]}, "box 1,2,nan,4"),
+        ({"box": [130, 2, 140, 4]}, "box 130,2,140,4 is outside the image of 120 x 90"),
+        ({"box": [-9, -8, -7, -6]}, "box -9,-8,-7,-6 is outside"),
+        ({"mask_input": np.zeros((1, 64, 64))}, r"mask_input of shape \(1, 64, 64\): \(1, 32, 32\)"),
+        ({"mask_input": np.full((1, 32, 32), np.nan)}, "mask_input holds NaN"),
+    ],
+)
+def test_a_prompt_that_cannot_be_right_is_named_in_one_line(
+    ready: SamPredictor, prompt: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named) as error:
+        ready.predict(**prompt)
+    assert "\n" not in str(error.value)
+
+
+def test_the_corner_pixels_are_inside(ready: SamPredictor) -> None:
+    masks, _, _ = ready.predict([[0, 0], [119.9, 89.9]], [1, 0])
+    assert masks.shape == (3, 90, 120)
+
+
+def test_padding_points_change_nothing_but_may_stand_anywhere(ready: SamPredictor) -> None:
+    near = ready.predict([[30, 40], [0, 0]], [1, -1])
+    far = ready.predict([[30, 40], [-500, 9000]], [1, -1])
+    np.testing.assert_array_equal(near[2], far[2])
+
+
+def test_asking_before_an_image_is_set_says_so(sam: Sam) -> None:
+    predictor = SamPredictor(sam)
+    for ask in (lambda: predictor.predict([[1, 2]], [1]), predictor.get_image_embedding):
+        with pytest.raises(ValueError, match="call set_image"):
+            ask()
+        with pytest.raises(RuntimeError, match="call set_image"):  # what the original raises
+            ask()
+
+
+def test_a_refused_image_leaves_the_earlier_one_in_place(sam: Sam) -> None:
+    predictor = SamPredictor(sam)
+    predictor.set_image(_photograph(48, 64))
+    before = predictor.get_image_embedding()
+    with pytest.raises(ValueError, match="float32"):
+        predictor.set_image(np.zeros((8, 8, 3), np.float32))
+    with pytest.raises(ValueError, match="image_format='HSV'"):
+        predictor.set_image(_photograph(48, 64), image_format="HSV")
+    assert predictor.get_image_embedding() is before
