@@ -2,13 +2,17 @@
 
 from sam_blvit.checkpoint import CheckpointError, load_sam, sam_model_registry, save_plain_sam, save_sam
 from sam_blvit.config import MODELS, ModelConfig
+from sam_blvit.everything import SamAutomaticMaskGenerator
 from sam_blvit.model.build import build_sam
+from sam_blvit.predictor import SamPredictor
 
 __version__ = "0.1.0"
 __all__ = [
     "MODELS",
     "CheckpointError",
     "ModelConfig",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
     "build_sam",
     "load_sam",
     "sam_model_registry",

@@ -28,7 +28,7 @@ Action = Callable[[], object]
 
 def main(args: Sequence[str] | None = None) -> None:
     """`sam-blvit`: run the command that the command line names."""
-    commands = {"segment": segment, "flops": flops, "convert": convert}
+    commands: dict[str, Callable[..., Action]] = {"segment": segment, "flops": flops, "convert": convert}
 
     def parse() -> Action:
         return tyro.extras.subcommand_cli_from_dict(
@@ -101,22 +101,26 @@ def convert(checkpoint: Positional[Path], output: Positional[Path]) -> Action:
 def _call(parse: Callable[[], Action]) -> None:
     """Parse, then act; bad input of either kind ends in one line and exit code 2."""
     tune_allocator()
-    warnings.showwarning = _show_warning
     try:
-        errors = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(errors):
-                action = parse()
-        except SystemExit as stop:
-            if stop.code:
-                raise ValueError(_first_paragraph(errors.getvalue())) from None
-            raise
-        action()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            _parsed(parse)()
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _parsed(parse: Callable[[], Action]) -> Action:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return parse()
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ValueError(_first_paragraph(errors.getvalue())) from None
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 PATCH_SIZE = 16
@@ -111,11 +112,12 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """The inverse of `to_json`; ValueError names fields this version does not know."""
-        fields = json.loads(text)
+        fields: dict[str, Any] = json.loads(text)
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown model config fields {unknown}: written by a newer sam_blvit, which can read it")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        lists_to_tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**lists_to_tuples)
 
 
 def _dense(name: str, dim: int, heads: int, layers: int, global_layers: tuple[int, ...]) -> ModelConfig:

@@ -67,9 +67,7 @@ def test_settings_come_from_yaml_and_flags_win(tmp_path: Path) -> None:
         ("rates: [x]\nname: a", "--rates"),
     ],
 )
-def test_bad_settings_end_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, line: str
-) -> None:
+def test_bad_settings_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, line: str) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(text)
 

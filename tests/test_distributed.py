@@ -21,5 +21,5 @@ def test_auto_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device=cuda: not available here; there are .*cpu"):
+    with pytest.raises(ValueError, match=r"device=cuda: not available here; there are .*cpu"):
         pick_device("cuda")

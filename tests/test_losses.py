@@ -71,7 +71,9 @@ def test_pixels_outside_the_photograph_do_not_count() -> None:
     changed[..., 6:, :] *= -3
     iou, ones = torch.rand(2, 4), torch.ones(2)
     for name in ("total", "focal", "dice", "iou"):
-        a, b = (getattr(mask_loss(x, iou, target, valid=valid, single=ones, multi=ones), name) for x in (logits, changed))
+        a, b = (
+            getattr(mask_loss(x, iou, target, valid=valid, single=ones, multi=ones), name) for x in (logits, changed)
+        )
         torch.testing.assert_close(a, b)
 
 
@@ -101,7 +103,5 @@ def test_the_predicted_iou_is_pulled_to_the_real_one() -> None:
     target[:, :4] = True
     logits = torch.full((1, 4, 8, 8), -9.0)
     logits[:, :, :2] = 9  # half of the target: IoU 0.5
-    loss = mask_loss(
-        logits, torch.full((1, 4), 0.9), target, valid=ALL, single=torch.ones(1), multi=torch.zeros(1)
-    )
+    loss = mask_loss(logits, torch.full((1, 4), 0.9), target, valid=ALL, single=torch.ones(1), multi=torch.zeros(1))
     torch.testing.assert_close(loss.iou, torch.tensor([0.4**2]))

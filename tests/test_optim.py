@@ -33,7 +33,13 @@ def test_vectors_positions_and_gates_take_no_weight_decay(tiny: Callable[..., Mo
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     encoder = sam.image_encoder
     block = encoder.blocks[1]
-    for undecayed in (encoder.pos_embed, block.attn.rel_pos_h, block.gamma_attn, block.norm1.weight, block.attn.qkv.bias):
+    for undecayed in (
+        encoder.pos_embed,
+        block.attn.rel_pos_h,
+        block.gamma_attn,
+        block.norm1.weight,
+        block.attn.qkv.bias,
+    ):
         assert decay[id(undecayed)] == 0
     for decayed in (block.attn.qkv.weight, block.little.mlp.lin1.weight, encoder.routers["0"].score.weight):
         assert decay[id(decayed)] == 0.1

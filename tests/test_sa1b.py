@@ -70,7 +70,7 @@ def test_a_directory_without_images_is_named(tmp_path: Path) -> None:
 def test_a_damaged_photograph_is_named(tmp_path: Path) -> None:
     write_flat(tmp_path, range(1))
     (tmp_path / "sa_0.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="sa_0 in .*sa_0.jpg is damaged"):
+    with pytest.raises(ValueError, match=r"sa_0 in .*sa_0\.jpg is damaged"):
         read_pair(find_pairs(tmp_path)[0])
 
 

@@ -1,6 +1,7 @@
 """Distil a SAM into a big.LITTLE one, or train one from scratch, on data in SA-1B's layout.
 
-$ python tools/finetune.py configs/finetune_tiny.yaml --data ROOT --teacher runs/teacher_tiny/last.safetensors --output runs/tiny
+$ python tools/finetune.py configs/finetune_tiny.yaml --data ROOT \\
+    --teacher runs/teacher_tiny/last.safetensors --output runs/tiny
 """
 
 from sam_blvit.cli import run

@@ -74,7 +74,9 @@ def evaluate_lvis(config: LvisConfig) -> dict[str, Any]:
         **_provenance(config, protocol, sam),
         "wall_seconds": round(time.perf_counter() - start, 2),
     }
-    write_atomically(config.output / "summary.json", lambda to: Path(to).write_text(json.dumps(summary, indent=2) + "\n"))
+    write_atomically(
+        config.output / "summary.json", lambda to: Path(to).write_text(json.dumps(summary, indent=2) + "\n")
+    )
     write_atomically(config.output / "instances.csv", lambda to: write_csv(measured.rows, to))
     print(summary_table(summary))
     return summary

@@ -115,7 +115,7 @@ def flops(models: tuple[str, ...], config: FlopsConfig) -> str:
     """
     named = [model_config(name) for name in models or MODELS]
     if config.keep_ratio is not None:
-        named = [dataclasses.replace(m, keep_ratio=config.keep_ratio) if m.routed else m for m in named]
+        named = [dataclasses.replace(model, keep_ratio=config.keep_ratio) for model in named]
     counts = [count_macs(model) for model in named]
     return json.dumps([as_json(count) for count in counts], indent=2) if config.json else table(counts)
 

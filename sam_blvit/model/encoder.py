@@ -121,7 +121,7 @@ class ImageEncoder(nn.Module):
             x = layout.by_window(x + self.pos_embed[:, : x.shape[1], : x.shape[2]])
             scopes = _scopes(layout, x.device)
             for layer in range(1, self._first_routed):
-                x = self.blocks[layer - 1](x, scopes[layer in self.config.global_layers])
+                x = self._layer(layer)(x, scopes[layer in self.config.global_layers])
                 if layer in self.config.routers_after:
                     logits[layer] = self._router(layer)(x)
         return Tokens(x=x, layout=layout, logits=logits)
@@ -146,7 +146,7 @@ class ImageEncoder(nn.Module):
         scopes = _scopes(layout, x.device)
         routing: Routing | None = None
         for layer in range(self._first_routed, self.config.layers + 1):
-            block, scope = self.blocks[layer - 1], scopes[layer in self.config.global_layers]
+            block, scope = self._layer(layer), scopes[layer in self.config.global_layers]
             if self.keep_ratio >= 1:
                 x = block(x, scope)
                 continue
@@ -161,6 +161,9 @@ class ImageEncoder(nn.Module):
     @property
     def _first_routed(self) -> int:
         return self.config.routed_from or self.config.layers + 1
+
+    def _layer(self, layer: int) -> Block:
+        return cast(Block, self.blocks[layer - 1])
 
     def _router(self, layer: int) -> TokenRouter:
         return cast(TokenRouter, self.routers[str(layer - 1)])  # named as SAM counts its blocks, from 0
@@ -198,7 +201,7 @@ class ImageEncoder(nn.Module):
     def _init_weights(self) -> None:
         """ViT's usual start; the efficiency blocks' last projections are zero, so training starts from SAM's tokens
         with the others waiting."""
-        for block in self.blocks:
+        for block in map(self._layer, range(1, self.config.layers + 1)):
             for module in block.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.trunc_normal_(module.weight, std=0.02)

@@ -39,7 +39,9 @@ def distillation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor
     return ((1 - cosine) * valid).sum() / valid.sum()
 
 
-def mask_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, *, valid: Tensor, single: Tensor, multi: Tensor) -> MaskLoss:
+def mask_loss(
+    logits: Tensor, predicted_iou: Tensor, target: Tensor, *, valid: Tensor, single: Tensor, multi: Tensor
+) -> MaskLoss:
     """20 focal + dice + squared error of the predicted IoU, for the head a prompt is answered by.
 
     `logits` (P, 4, L, L), `predicted_iou` (P, 4), `target` (P, L, L) bool, `valid` (L, L) bool.
@@ -57,9 +59,7 @@ def mask_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, *, valid: T
     def answered(term: Tensor) -> Tensor:
         return single * term[:, 0] + multi * term.gather(1, best)[:, 0]
 
-    return MaskLoss(
-        total=answered(mask_term + error), focal=answered(focal), dice=answered(dice), iou=answered(error)
-    )
+    return MaskLoss(total=answered(mask_term + error), focal=answered(focal), dice=answered(dice), iou=answered(error))
 
 
 def focal_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:

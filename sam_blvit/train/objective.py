@@ -59,7 +59,9 @@ def _prompt_losses(sam: Sam, samples: list[Sample], embeddings: Tensor, seed: li
             side = target.shape[-1]
             valid = target.new_zeros(side, side)
             valid[: sample.valid[0], : sample.valid[1]] = True
-            logits = F.interpolate(logits.float(), (side, side), mode="bilinear") if side != logits.shape[-1] else logits
+            logits = (
+                F.interpolate(logits.float(), (side, side), mode="bilinear") if side != logits.shape[-1] else logits
+            )
             weights = {"single": prompts.single.to(embedding.device), "multi": prompts.multi.to(embedding.device)}
             loss = mask_loss(logits, iou, target, valid=valid, **weights)
             for name, values in (("mask", loss.total), ("focal", loss.focal), ("dice", loss.dice), ("iou", loss.iou)):

@@ -64,7 +64,7 @@ def draw_prompts(sample: Sample, image_size: int, generator: torch.Generator) ->
 
 
 def noisy_boxes(boxes: Tensor, size: torch.Size, image_size: int, generator: torch.Generator) -> Tensor:
-    """`boxes` (n, 4) with Gaussian noise of a tenth of the side on each coordinate, capped as in SAM, inside `size` (h, w)."""
+    """`boxes` (n, 4) with Gaussian noise of a tenth of a side on each coordinate, capped as SAM's, inside `size` (h, w)."""
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     noise = torch.randn(boxes.shape, generator=generator) * BOX_NOISE * sides
     most = MOST_BOX_NOISE * image_size
@@ -74,9 +74,7 @@ def noisy_boxes(boxes: Tensor, size: torch.Size, image_size: int, generator: tor
     return shifted.clamp(min=0).minimum(limit)
 
 
-def uniform_points(
-    masks: Tensor, counts: Tensor, image_size: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def uniform_points(masks: Tensor, counts: Tensor, image_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`counts` (n,) points drawn uniformly in each of `masks` (n, L, L), with replacement, all positive.
 
     Returns coordinates (n, Q, 2) in pixels of the resized image and labels (n, Q), padded with -1.
