@@ -105,6 +105,8 @@ def _call(parse: Callable[[], Action]) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             _parsed(parse)()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(USAGE_ERROR) from None

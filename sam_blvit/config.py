@@ -25,6 +25,12 @@ def check_keep_ratio(keep_ratio: float) -> float:
     return float(keep_ratio)
 
 
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless `seed` is one that NumPy takes."""
+    if seed < 0:
+        raise ValueError(f"seed={seed} is negative; any whole number from 0 up will do")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A SAM whose image encoder is dense (`routed_from` is None) or big.LITTLE."""
@@ -278,6 +284,7 @@ class LvisConfig(WeightsConfig):
         super().__post_init__()
         if self.prompts_per_batch < 1:
             raise ValueError(f"prompts_per_batch={self.prompts_per_batch} is not a positive number")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,6 +351,7 @@ class FinetuneConfig:
     """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("steps", "batch_size", "masks_per_image", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not a positive number")

@@ -403,6 +403,17 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, refused: Refused
         read_checkpoint(tmp_path / "other.pth")
 
 
+def test_of_a_long_reason_the_first_line_is_told(
+    plain: tuple[sa.Sam, Path], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("archive is corrupted\nframe #0: c10::Error")  # some versions of torch add their stack
+
+    monkeypatch.setattr(torch, "load", fail)
+    with refused(CheckpointError, match=r"sam\.pth is damaged or no checkpoint \(archive is corrupted\)$"):
+        read_checkpoint(plain[1])
+
+
 @pytest.mark.parametrize("name", ["nowhere.pth", "."])
 def test_a_path_without_a_file_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
     with refused(CheckpointError, match="is not a file"):

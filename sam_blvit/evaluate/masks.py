@@ -50,8 +50,6 @@ def evaluate_lvis(config: LvisConfig) -> dict[str, Any]:
     Annotations and photographs are checked before the model loads. ValueError, one line, if anything is amiss.
     """
     protocol = protocol_named(config.protocol)
-    if config.seed < 0:
-        raise ValueError(f"seed={config.seed} is negative; any whole number from 0 up will do")
     records, annotated = read_instances(config.annotations)
     instances = [instance for instance in annotated if config.include_crowd or not instance.crowd]
     if not instances:

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam_blvit.config import MODELS, PATCH_SIZE, FlopsConfig, ModelConfig, model_config
+from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
@@ -96,7 +96,7 @@ def count_macs(config: ModelConfig, *, input_size: tuple[int, int] | None = None
         sam.to_empty(device="cpu")
         height, width = _encoder_size(sam, input_size)
         # the math path shows attention as plain products, whatever kernels this torch has
-        with sdpa_kernel(SDPBackend.MATH), _MaskedRows(height * width // PATCH_SIZE**2), full, paper:
+        with sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
             _run(sam, (height, width))
     return MacCount(
         model=config.name,
@@ -219,18 +219,13 @@ _PAPER_RULES: dict[Any, Callable[..., int]] = {
 
 
 class _MaskedRows(TorchDispatchMode):
-    """Says how many rows a boolean mask selects, which fake tensors cannot: one for each token.
+    """Says how many rows a boolean mask selects, which fake tensors cannot: all of them.
 
-    True of the one mask that shapes hang on, the slots of padded windows that hold a token. The prompt encoder's
-    masks of points are smaller than that, and only sums hang on them.
+    Only the prompt encoder has such masks, of points by label, and only sums hang on them.
     """
-
-    def __init__(self, num_tokens: int) -> None:
-        super().__init__()
-        self.num_tokens = num_tokens
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
             x, (mask,) = args
-            return x.new_empty(min(mask.numel(), self.num_tokens), *x.shape[mask.dim() :])
+            return x.new_empty(mask.numel(), *x.shape[mask.dim() :])
         return func(*args, **(kwargs or {}))

@@ -90,7 +90,8 @@ class WindowLayout:
             real = (slot.rows < grid[0]) & (slot.cols < grid[1])
             self.real = real.view(self.num_windows, self.slots)
             """(M, S) whether a slot holds a token."""
-            slot_of_token = torch.arange(real.numel(), device=device)[real]  # (N,), window-major
+            # as sorting, not as real.nonzero(): a shape that hangs on no value
+            slot_of_token = (~real).int().argsort(stable=True)[: self.num_tokens]  # (N,), window-major
             self.slot_of_token = slot_of_token
             self.token_of_slot = torch.where(real, real.cumsum(0) - 1, 0)
             self.raster_of_token = (slot.rows * grid[1] + slot.cols)[slot_of_token]

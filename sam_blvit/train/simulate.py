@@ -64,7 +64,7 @@ def draw_prompts(sample: Sample, image_size: int, generator: torch.Generator) ->
 
 
 def noisy_boxes(boxes: Tensor, size: torch.Size, image_size: int, generator: torch.Generator) -> Tensor:
-    """`boxes` (n, 4) with Gaussian noise of a tenth of a side on each coordinate, capped as SAM's, inside `size` (h, w)."""
+    """`boxes` (n, 4) with Gaussian noise of a tenth of a side on each coordinate, capped as SAM's, inside `size`."""
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     noise = torch.randn(boxes.shape, generator=generator) * BOX_NOISE * sides
     most = MOST_BOX_NOISE * image_size
