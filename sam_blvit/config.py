@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ EMBEDDING_CHANNELS = 256
 
 def check_keep_ratio(keep_ratio: float) -> float:
     """Return `keep_ratio` as a float, or raise ValueError if it is no number in [0, 1]."""
-    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, (int, float)) or not 0 <= keep_ratio <= 1:
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, Real) or not 0 <= keep_ratio <= 1:
         raise ValueError(f"keep_ratio={keep_ratio!r} is not a number in [0, 1]; the paper's is 0.25")
     return float(keep_ratio)
 
@@ -71,8 +72,11 @@ class ModelConfig:
             raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
         if self.image_size < PATCH_SIZE or self.image_size % PATCH_SIZE:
             raise ValueError(f"image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}")
-        if self.window < 1:
-            raise ValueError(f"window={self.window} is not a positive number of tokens")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window={self.window!r} is not a positive whole number of tokens")
+        for name in ("global_layers", "routers_after", "little_layers"):
+            if beyond := [layer for layer in getattr(self, name) if not 1 <= layer <= self.layers]:
+                raise ValueError(f"{name} names layer {beyond[0]}; {self.name} has layers 1 to {self.layers}")
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} does not divide into heads={self.heads}")
         check_keep_ratio(self.keep_ratio)
@@ -203,6 +207,8 @@ def override(config: ModelConfig, **overrides: object) -> ModelConfig:
             f"{config.name}: unknown option {', '.join(unknown)}; window, image_size, keep_ratio and "
             "compute_dtype are the usual ones"
         )
+    if not config.routed and overrides.get("keep_ratio", 1) != 1:
+        raise ValueError(f"keep_ratio={overrides['keep_ratio']}: {config.name} is dense, its keep_ratio is always 1")
     if "compute_dtype" in overrides:
         overrides["compute_dtype"] = str(overrides["compute_dtype"]).removeprefix("torch.")
     return dataclasses.replace(config, **overrides)  # type: ignore[arg-type]

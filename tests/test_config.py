@@ -7,12 +7,22 @@ import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from sam_blvit.config import MODELS, ModelConfig, check_keep_ratio, model_config, override
+from sam_blvit.config import (
+    MODELS,
+    FinetuneConfig,
+    LvisConfig,
+    ModelConfig,
+    check_keep_ratio,
+    model_config,
+    override,
+)
 
 Config = Callable[..., ModelConfig]
 Refused = Callable[..., Any]
@@ -115,7 +125,7 @@ def test_an_unknown_model_is_refused_with_the_names_there_are(refused: Refused) 
     assert all(name in str(error.value) for name in MODELS)
 
 
-@pytest.mark.parametrize("value", [0, 0.25, 1])
+@pytest.mark.parametrize("value", [0, 0.25, 1, np.float32(0.25)])
 def test_a_keep_ratio_in_0_to_1_is_returned_as_a_float(value: float) -> None:
     checked = check_keep_ratio(value)
     assert checked == value
@@ -135,6 +145,7 @@ def test_a_keep_ratio_that_is_no_number_in_0_to_1_is_refused(value: object, refu
         ("image_size", 0),
         ("image_size", -16),
         ("window", 0),
+        ("window", 14.5),
         ("heads", 5),
         ("compute_dtype", "float16"),
         ("keep_ratio", 1.5),
@@ -154,3 +165,23 @@ def test_a_config_that_makes_no_model_is_refused(tiny: Config, field: str, value
 def test_a_dense_config_has_no_routed_parts(tiny_dense: Config, field: str, refused: Refused) -> None:
     with refused(ValueError, match="need routed_from"):
         tiny_dense(**{field: (1,)})
+
+
+@pytest.mark.parametrize("field", ["global_layers", "routers_after", "little_layers"])
+def test_a_layer_that_there_is_not_is_refused(tiny: Config, field: str, refused: Refused) -> None:
+    with refused(ValueError, match=f"{field} names layer 9; blvit_tiny has layers 1 to 4"):
+        tiny(**{field: (1, 3, 9)})
+
+
+def test_a_dense_model_is_not_built_at_another_keep_ratio_than_1(tiny_dense: Config, refused: Refused) -> None:
+    with refused(ValueError, match=r"keep_ratio=0.5: vit_tiny is dense, its keep_ratio is always 1"):
+        tiny_dense(keep_ratio=0.5)
+    assert tiny_dense(keep_ratio=1).keep_ratio == 1
+
+
+@pytest.mark.parametrize("config_type", [LvisConfig, FinetuneConfig])
+def test_a_negative_seed_is_refused(config_type: type, refused: Refused) -> None:
+    paths = {name: Path("x") for name in ("annotations", "images", "data", "output")}
+    known = {name: path for name, path in paths.items() if name in config_type.__dataclass_fields__}
+    with refused(ValueError, match="seed=-1 is negative"):
+        config_type(**known, seed=-1)

@@ -93,5 +93,10 @@ class Sam(OriginalSam):
         return {"masks": full > self.mask_threshold, "iou_predictions": iou, "low_res_logits": logits}
 
     def _padded(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if x.shape[-2] > size[0] or x.shape[-1] > size[1]:
+            raise ValueError(
+                f"image of {x.shape[-2]} x {x.shape[-1]} pixels is larger than {self.config.name}'s input of "
+                f"{size[0]} x {size[1]}; resize its longest side first, as SamPredictor does"
+            )
         x = (x - self.pixel_mean) / self.pixel_std
         return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]))
