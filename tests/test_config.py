@@ -175,8 +175,8 @@ def test_a_layer_that_there_is_not_is_refused(tiny: Config, field: str, refused:
 
 def test_a_dense_model_is_not_built_at_another_keep_ratio_than_1(tiny_dense: Config, refused: Refused) -> None:
     with refused(ValueError, match=r"keep_ratio=0.5: vit_tiny is dense, its keep_ratio is always 1"):
-        tiny_dense(keep_ratio=0.5)
-    assert tiny_dense(keep_ratio=1).keep_ratio == 1
+        override(tiny_dense(), keep_ratio=0.5)
+    assert override(tiny_dense(), keep_ratio=1).keep_ratio == 1
 
 
 @pytest.mark.parametrize("config_type", [LvisConfig, FinetuneConfig])
