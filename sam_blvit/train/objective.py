@@ -74,10 +74,12 @@ def predict_all(sam: Sam, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, 
     device = embedding.device
     boxes = None if prompts.boxes is None else prompts.boxes.to(device)
     points = None if prompts.points is None else (prompts.points[0].to(device), prompts.points[1].to(device))
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+    with torch.autocast(device.type, enabled=False):  # coordinates want more than bf16's eight bits
+        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+        positions = sam.prompt_encoder.get_dense_pe()
     return sam.mask_decoder.predict_masks(
         image_embeddings=embedding,
-        image_pe=sam.prompt_encoder.get_dense_pe(),
+        image_pe=positions,
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
     )
