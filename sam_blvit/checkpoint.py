@@ -106,10 +106,9 @@ sam_model_registry: dict[str, Callable[..., Sam]] = {name: partial(build_from_re
 
 def load_model(weights: WeightsConfig) -> Sam:
     """The model that a command's flags name, at their keep ratio and on their device."""
-    sam = build_from_registry(weights.model, weights.checkpoint)
-    if weights.keep_ratio is not None:
-        sam.image_encoder.keep_ratio = weights.keep_ratio
-    return sam.to(pick_device(weights.device))
+    chosen = {"keep_ratio": weights.keep_ratio, "image_size": weights.image_size}
+    overrides = {name: value for name, value in chosen.items() if value is not None}
+    return build_from_registry(weights.model, weights.checkpoint, **overrides).to(pick_device(weights.device))
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None]:

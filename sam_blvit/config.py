@@ -227,6 +227,8 @@ class WeightsConfig:
     """A checkpoint of ours or a plain SAM .pth of the same size. Default: blvit_tiny's own weights."""
     keep_ratio: float | None = None
     """Share of the tokens that performance blocks update, 0 to 1. Default: the model's own."""
+    image_size: int | None = None
+    """Longest side of the encoder's input, pixels; positions are interpolated to it. Default: the checkpoint's."""
     device: str = "auto"
     """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
 

@@ -23,6 +23,7 @@ from sam_blvit.checkpoint import (
     CONFIG_KEY,
     CheckpointError,
     file_sha256,
+    load_model,
     is_big_little,
     load_sam,
     read_checkpoint,
@@ -31,7 +32,7 @@ from sam_blvit.checkpoint import (
     save_sam,
     write_atomically,
 )
-from sam_blvit.config import MODELS, ModelConfig
+from sam_blvit.config import MODELS, ModelConfig, WeightsConfig
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
@@ -520,3 +521,13 @@ def test_a_files_sha256_is_the_usual_one(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_sha256(tmp_path / "abc") == expected
+
+
+def test_a_commands_flags_choose_keep_ratio_and_input_side(tmp_path: Path, tiny: Config) -> None:
+    path = tmp_path / "ours.safetensors"
+    save_sam(build_sam(tiny()), path)
+    with pytest.warns(UserWarning, match="interpolated from a side of 128 to 64 pixels"):
+        sam = load_model(WeightsConfig(checkpoint=path, keep_ratio=0.5, image_size=64, device="cpu"))
+    assert sam.image_encoder.keep_ratio == 0.5
+    assert sam.image_encoder.img_size == 64
+    assert load_model(WeightsConfig(checkpoint=path, device="cpu")).config == tiny()
