@@ -1,7 +1,7 @@
 import torch
 
 from sam_blvit.data.sa1b import Sample
-from sam_blvit.train.simulate import NOT_A_POINT, draw_prompts, noisy_boxes, uniform_points
+from sam_blvit.train.simulate import Prompts, draw_points, draw_prompts, noisy_boxes, uniform_points
 
 SIZE = 128
 
@@ -18,40 +18,59 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def by_kind(masks: int, seed: int = 0) -> tuple[Prompts, Prompts, Prompts]:
+    boxes, one, several = draw_prompts(sample(masks), SIZE, generator(seed))
+    return boxes, one, several
+
+
+def points_of(prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+    assert prompts.points is not None
+    return prompts.points
+
+
 def test_half_of_the_prompts_are_boxes_a_quarter_one_point_and_a_quarter_several() -> None:
-    boxes, points = draw_prompts(sample(4000), SIZE, generator())
-    assert abs(len(boxes.masks) / 4000 - 0.5) < 0.03
-    assert points.points is not None
-    counts = (points.points[1] == 1).sum(1)
-    assert abs((counts == 1).sum() / 4000 - 0.25) < 0.03
-    assert set(counts.tolist()) == set(range(1, 11))
-    assert sorted([*boxes.masks.tolist(), *points.masks.tolist()]) == list(range(4000))
+    kinds = by_kind(4000)
+    for prompts, share in zip(kinds, (0.5, 0.25, 0.25), strict=True):
+        assert abs(len(prompts.masks) / 4000 - share) < 0.03
+    assert sorted(mask for prompts in kinds for mask in prompts.masks.tolist()) == list(range(4000))
+
+
+def test_several_points_are_two_to_ten_and_as_many_for_all_masks_of_an_image() -> None:
+    counts = {points_of(by_kind(40, seed)[2])[1].shape[1] for seed in range(100)}
+    assert counts == set(range(2, 11))
+    assert points_of(by_kind(40)[1])[1].shape[1] == 1
+
+
+def test_no_prompt_is_padded() -> None:
+    for prompts in by_kind(100)[1:]:
+        assert set(points_of(prompts)[1].unique().tolist()) <= {0, 1}
 
 
 def test_one_point_is_answered_by_the_best_of_three_several_by_one_and_a_box_by_both() -> None:
-    boxes, points = draw_prompts(sample(100), SIZE, generator())
+    boxes, one, several = by_kind(100)
     assert (boxes.single == 0.5).all()
     assert (boxes.multi == 0.5).all()
-    assert points.points is not None
-    several = (points.points[1] == 1).sum(1) > 1
-    assert torch.equal(points.single, several.float())
-    assert torch.equal(points.multi, 1 - several.float())
+    assert (one.single == 0).all()
+    assert (one.multi == 1).all()
+    assert (several.single == 1).all()
+    assert (several.multi == 0).all()
 
 
-def test_points_lie_in_the_mask_and_cover_it() -> None:
-    target = sample(1)
-    xy, labels = uniform_points(target.masks, torch.tensor([2000]), SIZE, generator())
-    assert (labels == 1).all()
+def test_points_lie_on_the_object_or_off_it_as_their_labels_say() -> None:
+    target = sample(3000)
+    xy, labels = draw_points(target, torch.arange(3000), 3, SIZE, generator())
     scale = SIZE / 64
-    column, row = ((xy[0, :, i] + 0.5) / scale - 0.5 for i in range(2))
+    column, row = ((xy[..., i] + 0.5) / scale - 0.5 for i in range(2))
     torch.testing.assert_close(column, column.round())
-    assert target.masks[0, row.long(), column.long()].all()
+    assert torch.equal(target.masks[0, row.long(), column.long()], labels == 1)
+    assert row.max() < target.valid[0]
+    assert (labels[:, 0] == 1).all()
+    assert abs((labels[:, 1:] == 0).float().mean() - 0.2) < 0.02
+
+
+def test_points_cover_the_mask() -> None:
+    xy = uniform_points(sample(1).masks, 2000, SIZE, generator())
     assert len(torch.unique(xy[0], dim=0)) > 190  # of 200 pixels
-
-
-def test_ragged_prompts_are_padded_with_points_that_are_none() -> None:
-    _, labels = uniform_points(sample(2).masks, torch.tensor([1, 3]), SIZE, generator())
-    assert labels.tolist() == [[1, NOT_A_POINT, NOT_A_POINT], [1, 1, 1]]
 
 
 def test_box_noise_is_a_tenth_of_the_side_capped_and_inside_the_image() -> None:

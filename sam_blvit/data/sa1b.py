@@ -185,7 +185,8 @@ class Sa1bDataset(Dataset[Sample]):
         seen = (share > 0) & (share <= LARGEST_MASK)
         if not seen.any():
             return None
-        resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=cv2.INTER_AREA)
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=interpolation)
         boxes = np.stack([_box(decoded[..., i]) for i in np.flatnonzero(seen)]) * scale
         return Sample(
             image_id=pair.image_id,
