@@ -21,4 +21,5 @@ def tune_allocator() -> bool:
     if mallopt is None:
         return False
     settings = ((M_MMAP_THRESHOLD, KEEP), (M_TRIM_THRESHOLD, KEEP), (M_TOP_PAD, TOP_PAD))
-    return all(mallopt(option, value) == 1 for option, value in settings)
+    taken = [mallopt(option, value) == 1 for option, value in settings]  # each, even if an older glibc refuses one
+    return all(taken)

@@ -13,7 +13,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,10 @@ from sam_blvit.model.sam import Sam
 
 SHIPPED = "blvit_tiny"
 """The model whose weights are inside the package."""
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / f"{SHIPPED}.safetensors"
 CONFIG_KEY = "sam_blvit.config"
 WRAPPERS = ("model", "state_dict")
+MOST_WRAPPINGS = 4
 PREFIX = "module."
 POSITIONS = "pos_embed"
 BIG_LITTLE_PARTS = (".little.", ".alpha_", ".gamma_", "image_encoder.routers.", "image_encoder.outside")
@@ -73,7 +74,9 @@ def load_sam(path: str | Path, **overrides: Any) -> Sam:
     """The model in one of our files, built from the config inside; `overrides` replace fields of that config."""
     state, config = read_checkpoint(path)
     if config is None:
-        raise CheckpointError(f"{path} is a plain SAM checkpoint: name its model, one of {', '.join(MODELS)}")
+        raise CheckpointError(
+            f"{path} is a plain SAM checkpoint, without a config; load it as sam_model_registry[NAME](checkpoint=...)"
+        )
     return _filled(override(config, **overrides), state, path)
 
 
@@ -88,15 +91,14 @@ def build_from_registry(name: str, checkpoint: str | Path | None = None, **overr
     config = model_config(name, **overrides)
     if checkpoint is None:
         if name == SHIPPED:
-            with resources.as_file(resources.files("sam_blvit") / "weights" / f"{SHIPPED}.safetensors") as path:
-                return build_from_registry(name, path, **overrides)
+            return build_from_registry(name, SHIPPED_WEIGHTS, **overrides)
         warnings.warn(f"{name}: no checkpoint given, every weight is random", stacklevel=2)
         return build_sam(config)
     state, stored = read_checkpoint(checkpoint)
     if stored is None or (config.routed and not stored.routed):
         return _filled(config, state, checkpoint)
     if stored.name != name:
-        raise CheckpointError(f"{checkpoint} holds a {stored.name}, not a {name}")
+        raise CheckpointError(f"{checkpoint} holds a {stored.name}, not a {name}; name {stored.name} as the model")
     return _filled(override(stored, **overrides), state, checkpoint)
 
 
@@ -125,6 +127,14 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | 
     except Exception as error:  # the readers meet damage with anything: Unicode, index, struct, assertion errors ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({reason})") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What one of our files says of itself beside its config; nothing for any other file."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return {name: text for name, text in (file.metadata() or {}).items() if name != CONFIG_KEY}
 
 
 def is_big_little(name: str) -> bool:
@@ -179,7 +189,10 @@ def _read_pickle(path: Path) -> Any:
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict inside `content`, out of known wrappings, saying so."""
     found = []
-    while isinstance(content, dict) and (key := next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None)):
+    for _ in range(MOST_WRAPPINGS):  # a wrapping may hold itself
+        key = next((k for k in WRAPPERS if isinstance(content, dict) and isinstance(content.get(k), dict)), None)
+        if key is None:
+            break
         found.append(f"{key!r}")
         content = content[key]
     if not (isinstance(content, dict) and content and all(_is_weight(*item) for item in content.items())):

@@ -15,6 +15,7 @@ from typing import Any
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 PATCH_SIZE = 16
+SAM_WINDOW = 14
 EMBEDDING_CHANNELS = 256
 """Channels of the image embedding that SAM's mask decoder reads."""
 
@@ -48,9 +49,9 @@ class ModelConfig:
     """Layers that attend over all tokens; every other layer attends inside a window."""
     image_size: int = 1024
     """Longest side of the encoder's input, pixels."""
-    window: int = 14
+    window: int = SAM_WINDOW
     """Side of a window, tokens. Where it does not divide the grid, windowed attention pads as SAM does."""
-    rel_pos_window: int = 14
+    rel_pos_window: int = SAM_WINDOW
     """Window the relative-position tables were made for: they have 2 * rel_pos_window - 1 rows."""
     routed_from: int | None = None
     """First layer that is routed; all before it are dense. None: every layer is dense."""
@@ -111,9 +112,9 @@ class ModelConfig:
 
     @property
     def square_input(self) -> bool:
-        """Whether photographs are padded to SAM's square; a big.LITTLE model without padded
-        windows pads them to whole windows only."""
-        return self.padded or not self.routed
+        """Whether photographs are padded to SAM's square: so are those of dense models, and of big.LITTLE models with
+        SAM's windows, whose keep ratio 1 is SAM. Other big.LITTLE models pad to whole windows only."""
+        return self.padded or not self.routed or self.window == SAM_WINDOW
 
     def to_json(self) -> str:
         """The config as one line of JSON."""
@@ -363,6 +364,13 @@ class FinetuneConfig:
         for name in ("steps", "batch_size", "masks_per_image", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not a positive number")
+        for name in ("lr", "encoder_lr", "decoder_lr", "prompt_lr", "weight_decay", "warmup_steps", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative")
+        if self.mask_side is not None and self.mask_side < 1:
+            raise ValueError(f"mask_side={self.mask_side} is not a positive number of pixels")
+        if self.clip_norm <= 0:
+            raise ValueError(f"clip_norm={self.clip_norm} is not a positive number")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={self.precision!r} is not one of fp32, bf16")
         if not 0 < self.smallest_crop <= 1:

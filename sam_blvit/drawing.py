@@ -1,4 +1,4 @@
-"""Pictures a person can judge a result by: a mask on its photograph, every mask, what the routers chose.
+"""Pictures a person can judge a result by: a mask on its photograph, what the routers chose.
 
 Takes and returns (H, W, 3) uint8 RGB; nothing given is changed. Lines and text grow with the picture.
 """
@@ -53,15 +53,6 @@ def draw_overlay(
     if points is not None:
         points = np.asarray(points)
         drawn = _draw_points(drawn, points, np.ones(len(points)) if labels is None else np.asarray(labels))
-    return drawn
-
-
-def draw_masks(image: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
-    """`image` (H, W, 3) with each of `masks` (H, W) in a colour of its own, the smallest on top."""
-    drawn = image.copy()
-    for index, mask in enumerate(sorted(masks, key=np.count_nonzero, reverse=True)):
-        colour = _distinct_colour(index)
-        drawn = _outline(_tint(drawn, mask, colour), mask, colour)
     return drawn
 
 
@@ -128,14 +119,6 @@ def _draw_points(image: np.ndarray, points: np.ndarray, labels: np.ndarray) -> n
 
 def _line_width(image: np.ndarray) -> int:
     return max(1, round(max(image.shape[:2]) / 400))
-
-
-def _distinct_colour(index: int) -> Colour:
-    """The colour of mask `index`: hues a golden angle apart stay distinct however many there are."""
-    hue = int(index * 180 * 0.618034) % 180
-    pixel = np.array([[[hue, 200, 255 - 50 * (index % 2)]]], dtype=np.uint8)
-    red, green, blue = cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-    return red, green, blue
 
 
 def _scaled(image: np.ndarray, longest: int) -> np.ndarray:

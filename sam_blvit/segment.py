@@ -152,9 +152,10 @@ def _parse_box(text: str, size: tuple[int, int]) -> np.ndarray:
 
 def _describe(answer: Answer) -> dict[str, Any]:
     rle = coco.encode(np.asfortranarray(answer.mask, dtype=np.uint8))
+    x, y, width, height = coco.toBbox(rle).tolist()
     return {
         "predicted_iou": answer.predicted_iou,
-        "box": coco.toBbox(rle).tolist(),  # X, Y, width, height
+        "box": [x, y, x + width, y + height],  # X0, Y0, X1, Y1, as the prompt's
         "area": int(answer.mask.sum()),
         "rle": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
         "milliseconds": answer.milliseconds,

@@ -221,7 +221,7 @@ def test_one_of_our_dense_models_fills_a_big_little_one(
 
 
 def test_a_plain_sam_needs_its_models_name(plain: tuple[sa.Sam, Path], refused: Refused) -> None:
-    with refused(CheckpointError, match="plain SAM checkpoint: name its model, one of vit_b, vit_l"):
+    with refused(CheckpointError, match="is a plain SAM checkpoint, without a config; load it as sam_model_registry"):
         load_sam(plain[1])
 
 
@@ -363,6 +363,14 @@ def test_a_hostile_checkpoint_would_do_harm_if_it_were_trusted(tmp_path: Path) -
     assert target.exists()  # so the test above tests something
 
 
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path, refused: Refused) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "ring.pth")
+    with refused(CheckpointError, match=r"ring\.pth holds no state dict"):
+        read_checkpoint(tmp_path / "ring.pth")
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_a_checkpoint_cut_short_is_refused(sam: Sam, tmp_path: Path, refused: Refused, suffix: str) -> None:
     path = tmp_path / f"whole.{suffix}"
@@ -439,7 +447,9 @@ def test_another_image_side_interpolates_positions_as_segment_anything_does(
     small.load_state_dict(state)
 
     config = tiny_dense(image_size=64)
-    fields = {field: getattr(config, field) for field in config.__dataclass_fields__ if field != "name"}
+    fields = {
+        field: getattr(config, field) for field in config.__dataclass_fields__ if field not in ("name", "keep_ratio")
+    }
     with pytest.warns(UserWarning, match="positions interpolated from a side of 128 to 64 pixels"):
         model = sam_model_registry["vit_tiny"](tmp_path / "128.pth", **fields)
     x = torch.randn(1, 3, 64, 64)

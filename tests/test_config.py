@@ -73,6 +73,12 @@ def test_a_big_little_model_takes_rectangles(name: str) -> None:
     assert not MODELS[name].square_input
 
 
+def test_sams_window_takes_the_square_even_where_it_divides_the_grid() -> None:
+    config = override(MODELS["blvit_b_t"], window=14, image_size=224)
+    assert not config.padded
+    assert config.square_input
+
+
 @pytest.mark.parametrize("name", ["blvit_b_t", "blvit_l_s", "blvit_h_b"])
 def test_a_big_little_model_with_sams_window_takes_sams_square(name: str) -> None:
     assert model_config(name, window=14).square_input

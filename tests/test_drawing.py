@@ -10,7 +10,6 @@ from sam_blvit.drawing import (
     BOX,
     NEGATIVE,
     POSITIVE,
-    draw_masks,
     draw_overlay,
     draw_routing,
     on_image,
@@ -74,26 +73,6 @@ def test_a_prompt_at_the_edge_and_a_photograph_of_one_pixel_can_be_drawn() -> No
     mask = np.ones((1, 1), bool)
     drawn = draw_overlay(_grey(1, 1), mask, points=np.array([[0.0, 0.0]]), labels=np.array([1]), box=np.zeros(4))
     assert drawn.shape == (1, 1, 3)
-
-
-def test_each_mask_has_its_own_colour() -> None:
-    large = _block(60, 80, slice(0, 60), slice(0, 80))
-    others = [_block(60, 80, slice(10, 30), slice(left, left + 20)) for left in (5, 55)]
-    image = _grey(60, 80)
-    drawn = draw_masks(image, [others[0], large, others[1]])
-    seen = {tuple(drawn[y, x]) for y, x in ((20, 15), (20, 65), (50, 40))}
-    assert len(seen) == 3
-    assert (100, 100, 100) not in seen
-    assert (image == 100).all()
-    np.testing.assert_array_equal(draw_masks(image, []), image)
-
-
-def test_a_mask_lies_on_top_of_a_larger_one() -> None:
-    large = np.ones((1200, 1200), bool)
-    small = _block(1200, 1200, slice(400, 800), slice(400, 800))
-    for masks in ([small, large], [large, small]):
-        red, green, blue = draw_masks(_grey(1200, 1200), masks)[400, 600].tolist()  # in the small one's outline
-        assert min(red, green, blue) < 0.25 * max(red, green, blue)  # a pure colour, not one seen through another
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (6, 8), (7, 5)])  # windows of 4: whole, and two that are padded

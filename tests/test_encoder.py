@@ -66,7 +66,7 @@ def test_at_keep_ratio_1_the_encoder_is_the_sam_its_blocks_came_from(
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-def test_at_keep_ratio_1_no_router_runs(new_encoder: Callable[..., ImageEncoder]) -> None:
+def test_at_keep_ratio_1_nothing_is_routed(new_encoder: Callable[..., ImageEncoder]) -> None:
     encoder = new_encoder(keep_ratio=1)
     assert encoder.encode(images()).routings == {}
 

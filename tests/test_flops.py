@@ -104,6 +104,7 @@ def test_keep_ratio_one_costs_what_the_dense_model_does(tiny: Tiny, tiny_dense: 
     routed, dense = count_macs(tiny(keep_ratio=1.0)), count_macs(tiny_dense())
     assert routed.parts["performance blocks"] == dense.parts["performance blocks"]
     assert routed.parts["efficiency blocks"].full == 0
+    assert routed.total.full - routed.parts["routers"].full == dense.total.full
 
 
 def test_the_compute_dtype_changes_no_count(tiny: Tiny) -> None:

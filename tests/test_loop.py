@@ -7,12 +7,13 @@ import torch
 
 from sam_blvit.checkpoint import build_from_registry, load_sam, save_sam
 from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, override
+from sam_blvit.data.sa1b import Sample
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.train import loop
 from sam_blvit.train.loop import Batches, finetune, keep_ratio_of
 from sam_blvit.train.objective import training_loss
-from synthetic import write_tar
+from synthetic import write_flat, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +103,59 @@ def test_a_student_with_another_decoder_than_its_teacher_is_refused(data: Path, 
     save_sam(build_sam(MODELS["vit_tiny"]), other)
     with pytest.raises(ValueError, match="another prompt encoder or mask decoder than teacher"):
         finetune(config(data, tmp_path / "run", teacher=teacher, checkpoint=other))
+
+
+def test_a_student_goes_on_under_the_teacher_it_was_distilled_from(data: Path, teacher: Path, tmp_path: Path) -> None:
+    first = finetune(config(data, tmp_path / "first", teacher=teacher, decoder_lr=1e-3))
+    second = finetune(config(data, tmp_path / "second", teacher=teacher, checkpoint=first))
+    assert load_sam(second).config == MODELS["blvit_tiny"]
+
+
+def test_a_teacher_made_for_another_side_is_brought_to_the_students(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small_teacher.safetensors"
+    save_sam(build_sam(override(MODELS["vit_tiny"], image_size=64)), path)
+    assert load_sam(finetune(config(data, tmp_path / "run", teacher=path))).config.image_size == 128
+
+
+def test_bf16_trains_float32_weights(data: Path, teacher: Path, tmp_path: Path) -> None:
+    path = finetune(config(data, tmp_path / "run", teacher=teacher, precision="bf16"))
+    before, after = load_sam(teacher).state_dict(), load_sam(path).state_dict()
+    name = "image_encoder.blocks.0.mlp.lin1.weight"
+    assert after[name].dtype == torch.float32
+    assert not torch.equal(after[name], before[name])
+    assert all(value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_photograph_ends_the_run_with_one_line(data: Path, tmp_path: Path, workers: int) -> None:
+    write_flat(tmp_path / "flat", range(2))
+    (tmp_path / "flat" / "sa_1.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^sa_1 in .*sa_1.jpg is damaged") as error:
+        finetune(config(tmp_path / "flat", tmp_path / "run", model="vit_tiny", workers=workers))
+    assert "\n" not in str(error.value)
+
+
+def test_leaving_every_image_out_leaves_none_to_train_on(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, range(6))))
+    with pytest.raises(ValueError, match=r"all 6 images of .* are in .*ids.txt: none is left"):
+        finetune(config(data, tmp_path / "run", model="vit_tiny", exclude=tmp_path / "ids.txt"))
+
+
+def test_images_left_out_are_not_trained_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = set()
+
+    def watched(student: Sam, teacher: Sam | None, samples: list[Sample], **options: object) -> dict[str, torch.Tensor]:
+        seen.update(sample.image_id for sample in samples)
+        return training_loss(student, teacher, samples, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "training_loss", watched)
+    (tmp_path / "ids.txt").write_text("1\n4\n99\n")
+    finetune(config(data, tmp_path / "run", model="vit_tiny", exclude=tmp_path / "ids.txt"))
+    assert seen == {0, 2, 3, 5}
+    assert "4 images of" in (printed := capsys.readouterr().out)
+    assert "2 kept out" in printed
 
 
 def test_a_dense_model_trains_from_scratch(data: Path, tmp_path: Path) -> None:

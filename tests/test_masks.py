@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from segment_anything import SamPredictor
 
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint import SHIPPED_WEIGHTS, file_sha256, save_sam
 from sam_blvit.config import LvisConfig, ModelConfig
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.data.prompts import corners, uniform_points
@@ -256,11 +256,12 @@ def test_crowds_are_measured_on_request(config: Callable[..., LvisConfig]) -> No
     assert (counts["instances"], counts["crowd_used"], counts["crowd_excluded"]) == (6, 1, 0)
 
 
-def test_shipped_weights_have_no_checkpoint_file(
+def test_shipped_weights_are_named_like_any_checkpoint(
     config: Callable[..., LvisConfig], sam: Sam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sam_blvit.evaluate.masks.load_model", lambda _: sam)
-    assert evaluate_lvis(config(checkpoint=None))["checkpoint"] is None
+    checkpoint = evaluate_lvis(config(checkpoint=None))["checkpoint"]
+    assert checkpoint == {"file": "blvit_tiny.safetensors", "sha256": file_sha256(SHIPPED_WEIGHTS)}
 
 
 @pytest.mark.parametrize(

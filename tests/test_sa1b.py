@@ -1,3 +1,5 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,39 @@ def test_a_tar_and_a_flat_directory_hold_the_same_pairs(tmp_path: Path) -> None:
         assert a.annotations.read() == b.annotations.read()
 
 
-def test_excluded_ids_are_left_out(tmp_path: Path) -> None:
-    write_flat(tmp_path, range(5))
-    assert [p.image_id for p in find_pairs(tmp_path, exclude=[1, 3, 99])] == [0, 2, 4]
+def test_flat_files_beside_tars_are_counted_and_left_out(tmp_path: Path) -> None:
+    write_tar(tmp_path / "sa_000000.tar", range(2))
+    write_flat(tmp_path, range(5, 8))
+    with pytest.warns(UserWarning, match=r"holds 1 .tar files, so 6 files beside them are left out"):
+        assert [p.image_id for p in find_pairs(tmp_path)] == [0, 1]
+
+
+def test_an_image_in_two_tars_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "sa_000000.tar", range(2))
+    write_tar(tmp_path / "sa_000001.tar", range(1, 3))
+    with pytest.raises(ValueError, match=r"sa_1.jpg is both in .*sa_000000.tar and in .*sa_000001.tar"):
+        find_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda a: a.pop("area"), "no 'area'"),
+        (lambda a: a.update(segmentation=[[0, 0, 9, 0, 9, 9]]), "annotation 0 holds no compressed run lengths"),
+        (
+            lambda a: a["segmentation"].update(size=[9, 9]),
+            r"annotation 0 is \[9, 9\] pixels, the photograph \[48, 64\]",
+        ),
+    ],
+)
+def test_an_annotation_that_is_not_sa1bs_is_named(tmp_path: Path, change: Callable[[dict], object], line: str) -> None:
+    write_flat(tmp_path, range(1))
+    path = tmp_path / "sa_0.json"
+    record = json.loads(path.read_text())
+    change(record["annotations"][0])
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"sa_0 in .* is damaged .*{line}"):
+        read_pair(find_pairs(tmp_path)[0])
 
 
 def test_few_incomplete_pairs_are_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +88,7 @@ def test_gzip_under_a_tar_name_is_named_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
 def test_a_damaged_tar_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "sa_000000.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=r"sa_000000.tar is no readable tar|holds no pair"):
+    with pytest.raises(ValueError, match=r"sa_000000.tar is no readable tar"):
         find_pairs(tmp_path)
 
 
@@ -147,8 +179,9 @@ def test_a_mask_over_nearly_the_whole_image_is_not_trained_on(tmp_path: Path) ->
 
 @pytest.mark.data
 def test_the_real_tars_are_read() -> None:
-    pairs = find_pairs(DATA, exclude=read_ids(DATA / "val_ids.txt"))
-    assert len(pairs) == 2464
+    pairs = find_pairs(DATA)
+    assert len(pairs) == 2564
+    assert len({pair.image_id for pair in pairs} & set(read_ids(DATA / "val_ids.txt"))) == 100
     sample = Sa1bDataset(pairs, image_size=512, mask_side=128, masks_per_image=16)[(0, 5)]
     assert max(sample.image.shape[1:]) == 512
     assert 0 < len(sample.masks) <= 16

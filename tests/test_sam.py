@@ -227,6 +227,15 @@ def test_at_alpha_0_the_loss_moves_alpha_and_no_router(new_sam: Callable[..., Sa
     assert still(gradients, "routers.") == ["routers.0.score.weight", "routers.2.score.weight"]
 
 
+def test_after_one_step_routers_have_a_gradient_too(tiny: Config) -> None:
+    sam = build_sam(tiny())
+    gradients_of_a_mask_loss(sam)
+    torch.optim.SGD(sam.parameters(), lr=0.1).step()
+    sam.zero_grad()
+    assert still(gradients_of_a_mask_loss(sam), "alpha_") == []
+    assert still(gradients_of_a_mask_loss(sam), "routers.") == []
+
+
 def test_a_fresh_model_learns_its_efficiency_blocks_last_projections_first(tiny: Config) -> None:
     gradients = gradients_of_a_mask_loss(build_sam(tiny()))
     assert still(gradients, ".little.attn.proj.weight") == []

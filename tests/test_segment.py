@@ -68,7 +68,7 @@ def test_what_is_written_agrees(image: Path, config: dict[str, Any]) -> None:
     assert isinstance(result["rle"]["counts"], str)
     assert result["area"] == np.count_nonzero(mask) > 0
     rows, cols = mask.nonzero()
-    assert result["box"] == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
+    assert result["box"] == [cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]
     assert np.asarray(Image.open(files["overlay"])).shape == (HEIGHT, WIDTH, 3)
 
 

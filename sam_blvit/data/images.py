@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow's decoders raise on a file that is damaged or too large."""
+"""What Pillow's decoders raise on a file that is damaged or too large, or is no image."""
 
 
 def read_image(path: str | Path) -> np.ndarray:

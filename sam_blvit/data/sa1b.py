@@ -11,7 +11,6 @@ import io
 import json
 import tarfile
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from sam_blvit.data.images import UNREADABLE
 
 MAX_BAD_SHARE = 0.001
 """Above this share of incomplete pairs the data are taken to be damaged."""
@@ -56,8 +57,8 @@ class Pair:
     annotations: Extent
 
 
-def find_pairs(root: Path, exclude: Iterable[int] = ()) -> list[Pair]:
-    """All pairs in the `.tar` files of `root`, or in `root` itself, by id and without the ids in `exclude`.
+def find_pairs(root: Path) -> list[Pair]:
+    """All pairs in the `.tar` files of `root`, or where it has none in `root` itself, by id.
 
     Incomplete pairs are counted and said; ValueError above 1 in 1,000, or where there is nothing at all.
     """
@@ -66,8 +67,11 @@ def find_pairs(root: Path, exclude: Iterable[int] = ()) -> list[Pair]:
         raise ValueError(f"data {root} is not a directory; it should hold SA-1B's .tar files or sa_*.jpg and sa_*.json")
     tars = sorted(root.glob("*.tar"))
     extents = [found for tar in tars for found in _tar_members(tar)] if tars else _flat_files(root)
-    images = {_image_id(name): extent for name, extent in extents if name.endswith(".jpg")}
-    annotations = {_image_id(name): extent for name, extent in extents if name.endswith(".json")}
+    if tars and (flat := len(_flat_files(root))):
+        warnings.warn(
+            f"data {root} holds {len(tars)} .tar files, so {flat} files beside them are left out", stacklevel=2
+        )
+    images, annotations = _by_id(extents, ".jpg"), _by_id(extents, ".json")
     whole = images.keys() & annotations.keys()
     incomplete = len(images.keys() | annotations.keys()) - len(whole)
     if not whole:
@@ -77,8 +81,7 @@ def find_pairs(root: Path, exclude: Iterable[int] = ()) -> list[Pair]:
         if incomplete > MAX_BAD_SHARE * len(whole):
             raise ValueError(f"{message}, more than {MAX_BAD_SHARE:.1%}; is a tar cut short?")
         warnings.warn(f"{message} and are left out", stacklevel=2)
-    left_out = set(exclude)
-    return [Pair(i, images[i], annotations[i]) for i in sorted(whole) if i not in left_out]
+    return [Pair(i, images[i], annotations[i]) for i in sorted(whole)]
 
 
 def read_ids(path: Path) -> list[int]:
@@ -91,8 +94,21 @@ def read_ids(path: Path) -> list[int]:
     return ids
 
 
+def _by_id(extents: list[tuple[str, Extent]], suffix: str) -> dict[int, Extent]:
+    found: dict[int, Extent] = {}
+    for name, extent in extents:
+        if name.endswith(suffix):
+            number = _image_id(name)
+            if number in found:
+                raise ValueError(f"{name} is both in {found[number].path} and in {extent.path}; remove one of them")
+            found[number] = extent
+    return found
+
+
 def _tar_members(path: Path) -> list[tuple[str, Extent]]:
-    if path.open("rb").read(2) == GZIP_MAGIC:
+    with path.open("rb") as file:
+        zipped = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    if zipped:
         raise ValueError(f"{path} is gzip data under a .tar name; rename it to .gz and gunzip it first")
     try:
         with tarfile.open(path, "r:") as tar:
@@ -212,9 +228,20 @@ def read_pair(pair: Pair) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     try:
         image = np.asarray(Image.open(io.BytesIO(pair.image.read())).convert("RGB"))
         annotations = json.loads(pair.annotations.read())["annotations"]
-    except (UnidentifiedImageError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"sa_{pair.image_id} in {pair.image.path} is damaged ({error})") from error
+        _check_annotations(annotations, image.shape[:2])
+    except (*UNREADABLE, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"sa_{pair.image_id} in {pair.image.path} is damaged ({reason})") from error
     return image, annotations
+
+
+def _check_annotations(annotations: list[dict[str, Any]], size: tuple[int, ...]) -> None:
+    for annotation in annotations:
+        runs = annotation["segmentation"]
+        if not isinstance(runs, dict) or not isinstance(runs.get("counts"), str):
+            raise ValueError(f"annotation {annotation['id']} holds no compressed run lengths, as SA-1B's do")
+        if tuple(runs["size"]) != tuple(size) or annotation["area"] < 0:
+            raise ValueError(f"annotation {annotation['id']} is {runs['size']} pixels, the photograph {list(size)}")
 
 
 def _random_crop(height: int, width: int, smallest: float, rng: np.random.Generator) -> tuple[slice, slice]:

@@ -25,7 +25,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from tqdm import tqdm
 
-from sam_blvit.checkpoint import file_sha256, load_model, write_atomically
+from sam_blvit.checkpoint import SHIPPED_WEIGHTS, file_sha256, load_model, write_atomically
 from sam_blvit.config import LvisConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
@@ -223,7 +223,8 @@ def _provenance(config: LvisConfig, protocol: Protocol, sam: Sam) -> dict[str, A
     return {
         "model": sam.config.name,
         "keep_ratio": sam.image_encoder.keep_ratio,
-        "checkpoint": None if config.checkpoint is None else _identity(config.checkpoint),
+        "checkpoint": _identity(config.checkpoint or SHIPPED_WEIGHTS),
+        "image_size": sam.config.image_size,
         "annotations": _identity(config.annotations),
         "protocol": dataclasses.asdict(protocol),
         "seed": config.seed,

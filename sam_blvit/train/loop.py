@@ -17,11 +17,12 @@ from tqdm import tqdm
 from sam_blvit.checkpoint import (
     build_from_registry,
     file_sha256,
+    read_metadata,
     save_sam,
     write_atomically,
 )
 from sam_blvit.config import FinetuneConfig, model_config
-from sam_blvit.data.sa1b import Sa1bDataset, find_pairs, read_ids
+from sam_blvit.data.sa1b import Sa1bDataset, Sample, find_pairs, read_ids
 from sam_blvit.distributed import pick_device
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
@@ -31,14 +32,16 @@ from sam_blvit.train.optim import parameter_groups, schedule
 STATE_FILE = "training_state.pt"
 MODEL_FILE = "last.safetensors"
 LOG_FILE = "log.jsonl"
+TEACHER_KEY = "teacher_sha256"
 
 
 def finetune(config: FinetuneConfig) -> Path:
     """Train or distil as `config` says; returns the file with the model, which `sam_model_registry` loads."""
     torch.manual_seed(config.seed)
     device = pick_device(config.device)
-    batches = _batches(config)
+    config.output.mkdir(parents=True, exist_ok=True)
     student, teacher = _start(config)
+    batches = _batches(config, student.config.image_size)
     student.to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(student, config))
     step = _resume(config, student, optimizer)
@@ -50,7 +53,7 @@ def finetune(config: FinetuneConfig) -> Path:
         persistent_workers=config.workers > 0,
     )
     autocast = torch.autocast(device.type, dtype=torch.bfloat16) if config.precision == "bf16" else nullcontext()
-    progress = tqdm(loader, initial=step, total=config.steps, desc=config.model, unit="step")
+    progress = tqdm(_samples(loader), initial=step, total=config.steps, desc=config.model, unit="step")
     for samples in progress:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(step, config)
@@ -77,6 +80,7 @@ def finetune(config: FinetuneConfig) -> Path:
             progress.set_postfix({name: row[name] for name in ("loss", "dice", "distillation") if name in row})
         if step % config.save_every == 0 or step == config.steps:
             _save(config, student, optimizer, step)
+    print(f"{config.output / MODEL_FILE}: {config.model} after {step} steps")
     return config.output / MODEL_FILE
 
 
@@ -108,13 +112,23 @@ class Batches(Sampler[list[tuple[int, int]]]):
             yield batch
 
 
-def _batches(config: FinetuneConfig) -> Sa1bDataset:
-    exclude = read_ids(config.exclude) if config.exclude is not None else []
-    pairs = find_pairs(config.data, exclude)
-    image_size = config.image_size or model_config(config.model).image_size
-    print(f"{len(pairs)} images of {config.data}, {len(exclude)} ids kept out; {image_size} px")
+def _samples(loader: DataLoader[Sample]) -> Iterator[list[Sample]]:
+    """What `loader` gives; an error in one of its processes comes as the one line that it was, without their trace."""
+    try:
+        yield from loader
+    except ValueError as error:
+        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+
+
+def _batches(config: FinetuneConfig, image_size: int) -> Sa1bDataset:
+    pairs = find_pairs(config.data)
+    exclude = set(read_ids(config.exclude)) if config.exclude is not None else set()
+    kept = [pair for pair in pairs if pair.image_id not in exclude]
+    print(f"{len(kept)} images of {config.data}, {len(pairs) - len(kept)} kept out; {image_size} px")
+    if not kept:
+        raise ValueError(f"all {len(pairs)} images of {config.data} are in {config.exclude}: none is left to train on")
     return Sa1bDataset(
-        pairs,
+        kept,
         image_size=image_size,
         mask_side=config.mask_side or image_size,
         masks_per_image=config.masks_per_image,
@@ -133,8 +147,9 @@ def _start(config: FinetuneConfig) -> tuple[Sam, Sam | None]:
     student = build_from_registry(config.model, start, **size)
     if config.teacher is None:
         return student, None
-    teacher = build_from_registry(config.teacher_model, config.teacher, **size)
-    _check_same_decoder(student, teacher, config)
+    teacher = build_from_registry(config.teacher_model, config.teacher, image_size=student.config.image_size)
+    if read_metadata(start).get(TEACHER_KEY) != file_sha256(config.teacher):  # else it is a student of that teacher
+        _check_same_decoder(student, teacher, config)
     return student, teacher.to(pick_device(config.device)).requires_grad_(False)
 
 
@@ -164,10 +179,9 @@ def _save(config: FinetuneConfig, student: Sam, optimizer: torch.optim.Optimizer
         "model": student.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    write_atomically(config.output / STATE_FILE, lambda to: torch.save(state, to))
-    student.image_encoder.keep_ratio = student.config.keep_ratio if student.config.routed else 1.0
-    teacher = {} if config.teacher is None else {"teacher_sha256": file_sha256(config.teacher)}
+    teacher = {} if config.teacher is None else {TEACHER_KEY: file_sha256(config.teacher)}
     save_sam(student, config.output / MODEL_FILE, metadata={"step": str(step), **teacher})
+    write_atomically(config.output / STATE_FILE, lambda to: torch.save(state, to))  # last: it says that all is there
 
 
 def _resume(config: FinetuneConfig, student: Sam, optimizer: torch.optim.Optimizer) -> int:
@@ -185,6 +199,5 @@ def _resume(config: FinetuneConfig, student: Sam, optimizer: torch.optim.Optimiz
 
 
 def _log(output: Path, row: dict[str, Any]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     with (output / LOG_FILE).open("a") as file:
         file.write(json.dumps(row) + "\n")

@@ -16,7 +16,6 @@ from torch import Tensor
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
 FOCAL_WEIGHT = 20.0
-DISTILLATION_WEIGHT = 2.5
 
 
 @dataclass(frozen=True)

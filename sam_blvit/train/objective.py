@@ -42,8 +42,8 @@ def valid_tokens(images: list[Tensor], grid: int) -> Tensor:
     """(B, G, G), 1 for tokens more than half of which lies on the photograph."""
     valid = images[0].new_zeros(len(images), grid, grid)
     for i, image in enumerate(images):
-        height, width = (round(side / PATCH_SIZE) for side in image.shape[-2:])
-        valid[i, : max(1, height), : max(1, width)] = 1
+        rows, cols = (max(1, (side + PATCH_SIZE // 2 - 1) // PATCH_SIZE) for side in image.shape[-2:])
+        valid[i, :rows, :cols] = 1
     return valid
 
 
@@ -59,9 +59,7 @@ def _prompt_losses(sam: Sam, samples: list[Sample], embeddings: Tensor, seed: li
             side = target.shape[-1]
             valid = target.new_zeros(side, side)
             valid[: sample.valid[0], : sample.valid[1]] = True
-            logits = (
-                F.interpolate(logits.float(), (side, side), mode="bilinear") if side != logits.shape[-1] else logits
-            )
+            logits = F.interpolate(logits.float(), (side, side), mode="bilinear")
             weights = {"single": prompts.single.to(embedding.device), "multi": prompts.multi.to(embedding.device)}
             loss = mask_loss(logits, iou, target, valid=valid, **weights)
             for name, values in (("mask", loss.total), ("focal", loss.focal), ("dice", loss.dice), ("iou", loss.iou)):
