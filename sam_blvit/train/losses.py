@@ -45,7 +45,9 @@ def mask_loss(
 
     `logits` (P, 4, L, L), `predicted_iou` (P, 4), `target` (P, L, L) bool, `valid` (L, L) bool.
     `single` (P,): weight of the first head, for clear prompts; `multi` (P,): weight of the best of the other three.
-    A mask's three heads compete by 20 focal + dice, and only the winner's IoU is supervised (SAM, appendix A).
+    The three heads compete by 20 focal + dice, and only the winner's mask is trained (SAM, appendix A). The IoU of all
+    three is: SAM trains the winner's alone, but then a head that seldom wins may predict what it likes, and whoever
+    keeps the mask of highest predicted IoU gets that head's (SAM 2 trains all, too).
     """
     logits, predicted_iou = logits.float(), predicted_iou.float()
     wanted = target[:, None].expand_as(logits).float()
@@ -58,7 +60,8 @@ def mask_loss(
     def answered(term: Tensor) -> Tensor:
         return single * term[:, 0] + multi * term.gather(1, best)[:, 0]
 
-    return MaskLoss(total=answered(mask_term + error), focal=answered(focal), dice=answered(dice), iou=answered(error))
+    iou = single * error[:, 0] + multi * error[:, 1:].mean(dim=1)
+    return MaskLoss(total=answered(mask_term) + iou, focal=answered(focal), dice=answered(dice), iou=iou)
 
 
 def focal_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
