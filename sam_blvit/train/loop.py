@@ -41,13 +41,13 @@ def finetune(config: FinetuneConfig) -> Path:
     device = pick_device(config.device)
     config.output.mkdir(parents=True, exist_ok=True)
     student, teacher = _start(config)
-    batches = _batches(config, student.config.image_size)
+    dataset = _dataset(config, student.config.image_size)
     student.to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(student, config))
     step = _resume(config, student, optimizer)
     loader = DataLoader(
-        batches,
-        batch_sampler=Batches(len(batches), config.batch_size, first=step, last=config.steps, seed=config.seed),
+        dataset,
+        batch_sampler=Batches(len(dataset), config.batch_size, first=step, last=config.steps, seed=config.seed),
         collate_fn=list,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
@@ -120,7 +120,7 @@ def _samples(loader: DataLoader[Sample]) -> Iterator[list[Sample]]:
         raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 
 
-def _batches(config: FinetuneConfig, image_size: int) -> Sa1bDataset:
+def _dataset(config: FinetuneConfig, image_size: int) -> Sa1bDataset:
     pairs = find_pairs(config.data)
     exclude = set(read_ids(config.exclude)) if config.exclude is not None else set()
     kept = [pair for pair in pairs if pair.image_id not in exclude]
