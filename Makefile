@@ -8,9 +8,9 @@ PHOTOS = $(shell $(BIN)/python -c "import pathlib, skimage; print(pathlib.Path(s
 .PHONY: demo test lint clean
 
 demo: $(VENV)/installed
-	$(BIN)/sam-blvit segment $(PHOTOS)/coffee.png --box 145,45,460,330 --show-routing --output demo
-	$(BIN)/sam-blvit segment $(PHOTOS)/chelsea.png --box 80,20,400,299 --output demo
-	$(BIN)/sam-blvit segment $(PHOTOS)/astronaut.png --point 230,330 --output demo
+	$(BIN)/sam-blvit segment $(PHOTOS)/coffee.png --box 160,15,420,300 --show-routing --output demo
+	$(BIN)/sam-blvit segment $(PHOTOS)/rocket.jpg --box 305,105,345,415 --output demo
+	$(BIN)/sam-blvit segment $(PHOTOS)/motorcycle_left.png --box 80,70,690,470 --output demo
 	@echo "Look at demo/*_overlay.png and demo/coffee_routing.png"
 
 test: $(VENV)/installed-dev

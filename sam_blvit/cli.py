@@ -68,7 +68,16 @@ def segment(image: Positional[Path], config: OmitArgPrefixes[SegmentConfig]) -> 
     """
     from sam_blvit.segment import segment as action  # pycocotools only where it is used
 
-    return lambda: print(_listing(action(image, config)))
+    def masked() -> None:
+        result = action(image, config)
+        spent = result["milliseconds"]
+        print(
+            f"{image}: predicted IoU {result['predicted_iou']:.2f}, {result['area']} pixels, keep ratio "
+            f"{result['keep_ratio']:g}, encoder {spent['encoder']:.0f} ms, decoder {spent['decoder']:.0f} ms"
+        )
+        print(*result["files"].values(), sep="\n")
+
+    return masked
 
 
 def flops(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefixes[FlopsConfig]) -> Action:
@@ -156,7 +165,3 @@ def _flags_of(path: Path, config_type: type) -> list[str]:
         else:
             flags += [f"--{flag}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return flags
-
-
-def _listing(result: dict[str, Any]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in result.items() if name != "rle")

@@ -35,8 +35,12 @@ class Prompt:
 
     @property
     def ambiguous(self) -> bool:
-        """One point may mean a part or the whole: SAM then offers three masks, and the best counts."""
-        return self.box is None and self.points is not None and len(self.points) == 1
+        """Whether the best of three masks answers, rather than the one for clear prompts.
+
+        One point may mean a part or the whole. A box is clearer, but keeping the mask of highest predicted IoU gains
+        1.7 AP for SAM's ViT-B (Prompt-Segment-Anything's README) and more for a model that is trained little.
+        """
+        return self.points is None or (self.box is None and len(self.points) == 1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and None."""
@@ -85,7 +89,7 @@ def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
 
 
 def predict(sam: Sam, photograph: np.ndarray, prompt: Prompt) -> Answer:
-    """The mask of `prompt` on `photograph` (H, W, 3): of three the one of highest predicted IoU if it is one point."""
+    """The mask of `prompt` on `photograph` (H, W, 3): of three the one of highest predicted IoU if it is ambiguous."""
     predictor = SamPredictor(sam)
     start = _now(sam.device)
     predictor.set_image(photograph)

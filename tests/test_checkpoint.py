@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sam_blvit.checkpoint import (
     CONFIG_KEY,
+    SHIPPED_WEIGHTS,
     CheckpointError,
     file_sha256,
     is_big_little,
@@ -369,6 +370,15 @@ def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path, refused: Refu
     torch.save(content, tmp_path / "ring.pth")
     with refused(CheckpointError, match=r"ring\.pth holds no state dict"):
         read_checkpoint(tmp_path / "ring.pth")
+
+
+def test_blvit_tiny_comes_with_its_weights() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sam = sam_model_registry["blvit_tiny"]()
+    assert sam.config == MODELS["blvit_tiny"]
+    assert sam.image_encoder.blocks[1].little.mlp.leave.weight.abs().sum() > 0
+    assert SHIPPED_WEIGHTS.stat().st_size < 30e6
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
