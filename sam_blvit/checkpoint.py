@@ -7,8 +7,11 @@ between versions: without the big.LITTLE ones a state dict is a valid SAM state 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 import os
 import pickle
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
+from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
 from sam_blvit.config import MODELS, PATCH_SIZE, ModelConfig, WeightsConfig, model_config, override
@@ -35,6 +39,8 @@ WRAPPERS = ("model", "state_dict")
 MOST_WRAPPINGS = 4
 PREFIX = "module."
 POSITIONS = "pos_embed"
+SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder", "preprocess", "postprocess_masks", "mask_threshold")
+"""What is used of a Sam that is not ours."""
 BIG_LITTLE_PARTS = (".little.", ".alpha_", ".gamma_", "image_encoder.routers.", "image_encoder.outside")
 """What the names of parameters that SAM does not have contain."""
 
@@ -107,10 +113,49 @@ sam_model_registry: dict[str, Callable[..., Sam]] = {name: partial(build_from_re
 
 
 def load_model(weights: WeightsConfig) -> Sam:
-    """The model that a command's flags name, at their keep ratio and on their device."""
+    """The model that a command's flags name, by registry name or by the path of a checkpoint of ours, at their keep
+    ratio and on their device."""
     chosen = {"keep_ratio": weights.keep_ratio, "image_size": weights.image_size}
     overrides = {name: value for name, value in chosen.items() if value is not None}
-    return build_from_registry(weights.model, weights.checkpoint, **overrides).to(pick_device(weights.device))
+    if weights.model not in MODELS and Path(weights.model).is_file():
+        if weights.checkpoint is not None:
+            raise ValueError(
+                f"model={weights.model} is a checkpoint already; leave out checkpoint={weights.checkpoint}"
+            )
+        sam = load_sam(weights.model, **overrides)
+    else:
+        sam = build_from_registry(weights.model, weights.checkpoint, **overrides)
+    return sam.to(pick_device(weights.device))
+
+
+def load_any(weights: WeightsConfig) -> OriginalSam:
+    """As `load_model`; the model may also be `module:function`, which returns a Sam in the manner of segment_anything.
+
+    Modules of the working directory are found too. ValueError, one line, if there is no such function or what it
+    returns is none.
+    """
+    module, _, function = weights.model.partition(":")
+    if not function or Path(weights.model).is_file():
+        return load_model(weights)
+    if weights.keep_ratio is not None or weights.image_size is not None:
+        raise ValueError(f"model={weights.model}: keep_ratio and image_size are settings of our own models alone")
+    given = {} if weights.checkpoint is None else {"checkpoint": str(weights.checkpoint)}
+    sam = _imported(module, function)(**given)
+    if lacking := [part for part in SAM_PARTS if not hasattr(sam, part)]:
+        raise ValueError(
+            f"model={weights.model} returned a {type(sam).__name__} without {', '.join(lacking)}; a segment_anything "
+            "Sam is expected"
+        )
+    return sam.eval().to(pick_device(weights.device))
+
+
+def _imported(module: str, function: str) -> Callable[..., Any]:
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model={module}:{function} cannot be imported ({error}); name it module:function") from error
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
@@ -165,6 +210,11 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    write_atomically(path, lambda to: Path(to).write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:

@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 import yaml
 from tyro.conf import OmitArgPrefixes, Positional
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.checkpoint import load_sam, save_plain_sam
@@ -44,17 +45,26 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(command: Callable[[Any], object], args: Sequence[str] | None = None) -> None:
     """Call `command`, whose only parameter is a config dataclass, with what the command line says.
 
-    A first argument ending in .yaml names a file of settings; flags after it win.
+    A first argument ending in .yaml names a file of settings; flags after it win. Other words before the first flag
+    fill the field that the dataclass names as `positional`.
     """
     given = list(sys.argv[1:] if args is None else args)
     (config_type,) = (hint for name, hint in typing.get_type_hints(command).items() if name != "return")
+    positional = getattr(config_type, "positional", None)
 
     def parse() -> Action:
         flags = given
         if given and Path(given[0]).suffix in {".yaml", ".yml"}:
             flags = _flags_of(Path(given[0]), config_type) + given[1:]
-        program = f"{Path(sys.argv[0]).name} [SETTINGS.yaml]"
-        config = tyro.cli(config_type, args=flags, prog=program, description=sys.modules["__main__"].__doc__)
+        if positional and flags and not flags[0].startswith("-"):
+            flags = [f"--{positional}", *flags]
+        config = tyro.cli(
+            config_type,
+            args=flags,
+            prog=f"{Path(sys.argv[0]).name} [{'DIR ...' if positional else 'SETTINGS.yaml'}]",
+            description=sys.modules["__main__"].__doc__,
+            registry=_registry(),
+        )
         return functools.partial(command, config)
 
     _call(parse)
@@ -121,6 +131,29 @@ def _call(parse: Callable[[], Action]) -> None:
         raise SystemExit(USAGE_ERROR) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _registry() -> ConstructorRegistry:
+    """tyro's rules, and one for numbers: 0,1,2 is as good as 0 1 2."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def numbers(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[float, ...]] | None:
+        inner = typing.get_args(kind.type)
+        if kind.type_origin is not tuple or inner not in ((int, ...), (float, ...)):
+            return None
+        number = inner[0]
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar=f"{number.__name__.upper()},...",
+            instance_from_str=lambda words: tuple(number(part) for word in words for part in word.split(",")),
+            is_instance=lambda value: (
+                isinstance(value, tuple) and all(isinstance(part, (int, float)) for part in value)
+            ),
+            str_from_instance=lambda value: [",".join(f"{part:g}" for part in value)] if value else [],
+        )
+
+    return registry
 
 
 def _parsed(parse: Callable[[], Action]) -> Action:

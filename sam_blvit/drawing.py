@@ -56,6 +56,18 @@ def draw_overlay(
     return drawn
 
 
+def draw_errors(image: np.ndarray, mask: np.ndarray, truth: np.ndarray, *, box: ArrayLike | None = None) -> np.ndarray:
+    """`image` (H, W, 3) with `mask` (H, W) against `truth` (H, W): right pixels blue, missed yellow, wrong red.
+
+    `box` (4,) is X0, Y0, X1, Y1 in pixels of `image`.
+    """
+    mask, truth = mask.astype(bool), truth.astype(bool)
+    drawn = image
+    for pixels, colour in ((mask & truth, MASK), (truth & ~mask, BOX), (mask & ~truth, NEGATIVE)):
+        drawn = _tint(drawn, pixels, colour)
+    return drawn if box is None else _draw_box(drawn, np.asarray(box).reshape(4))
+
+
 def routing_map(routing: Routing, layout: WindowLayout) -> np.ndarray:
     """Which tokens of the first image `routing` sent to the performance block, (Gh, Gw) bool as they lie in it."""
     return layout.by_raster(routing.primary)[0, :, :, 0].bool().cpu().numpy()

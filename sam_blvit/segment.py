@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +12,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam_blvit.checkpoint import load_model, write_atomically
+from sam_blvit.checkpoint import load_model, write_atomically, write_json
 from sam_blvit.config import SegmentConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
+from sam_blvit.measure.latency import now
 from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor, checked_box, checked_points
 
@@ -84,18 +83,18 @@ def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
         write_atomically(files[name], partial(Image.fromarray(picture).save, format="PNG"))
     record = {**_describe(answer), **_describe_run(sam, config, photograph, prompt)}
     files["json"] = output / f"{Path(image).stem}.json"
-    write_atomically(files["json"], lambda to: Path(to).write_text(json.dumps(record, indent=2) + "\n"))
+    write_json(files["json"], record)
     return {**record, "files": {name: str(path) for name, path in files.items()}}
 
 
 def predict(sam: Sam, photograph: np.ndarray, prompt: Prompt) -> Answer:
     """The mask of `prompt` on `photograph` (H, W, 3): of three the one of highest predicted IoU if it is ambiguous."""
     predictor = SamPredictor(sam)
-    start = _now(sam.device)
+    start = now(sam.device)
     predictor.set_image(photograph)
-    embedded = _now(sam.device)
+    embedded = now(sam.device)
     masks, iou, _ = predictor.predict(prompt.points, prompt.labels, prompt.box, multimask_output=prompt.ambiguous)
-    decoded = _now(sam.device)
+    decoded = now(sam.device)
     best = int(iou.argmax())
     return Answer(
         mask=masks[best],
@@ -185,12 +184,3 @@ def _directory(path: Path) -> Path:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise ValueError(f"output {path} cannot be a directory ({reason}); name another") from error
     return path
-
-
-def _now(device: torch.device) -> float:
-    """Milliseconds on a clock, once `device` has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter() * 1e3

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import linecache
 import os
 import pickle
+import re
 import stat
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from sam_blvit.checkpoint import (
     CheckpointError,
     file_sha256,
     is_big_little,
+    load_any,
     load_model,
     load_sam,
     read_checkpoint,
@@ -32,6 +36,7 @@ from sam_blvit.checkpoint import (
     save_plain_sam,
     save_sam,
     write_atomically,
+    write_json,
 )
 from sam_blvit.config import MODELS, ModelConfig, WeightsConfig
 from sam_blvit.model.build import build_sam
@@ -543,11 +548,176 @@ def test_a_files_sha256_is_the_usual_one(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "abc") == expected
 
 
-def test_a_commands_flags_choose_keep_ratio_and_input_side(tmp_path: Path, tiny: Config) -> None:
+def test_json_is_written_as_people_read_it(tmp_path: Path) -> None:
+    content = {"miou": [1 / 3, None], "name": "b"}
+    write_json(tmp_path / "made" / "summary.json", content)
+    text = (tmp_path / "made" / "summary.json").read_text()
+    assert json.loads(text) == content
+    assert text.endswith("}\n")
+    assert '\n  "name": "b"' in text
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"old": True})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json(path, {"new": True, "tensor": torch.zeros(1)})
+    assert json.loads(path.read_text()) == {"old": True}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# what commands name --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ours(sam: Sam, tmp_path: Path) -> Path:
+    """A checkpoint of ours, in the working directory of a test that has one."""
     path = tmp_path / "ours.safetensors"
-    save_sam(build_sam(tiny()), path)
+    save_sam(sam, path)
+    return path
+
+
+@pytest.mark.parametrize("by", ["checkpoint", "model"])
+def test_a_commands_flags_choose_keep_ratio_and_input_side(ours: Path, tiny: Config, by: str) -> None:
+    named: dict[str, Any] = {"checkpoint": ours} if by == "checkpoint" else {"model": str(ours)}
     with pytest.warns(UserWarning, match="interpolated from a side of 128 to 64 pixels"):
-        sam = load_model(WeightsConfig(checkpoint=path, keep_ratio=0.5, image_size=64, device="cpu"))
-    assert sam.image_encoder.keep_ratio == 0.5
-    assert sam.image_encoder.img_size == 64
-    assert load_model(WeightsConfig(checkpoint=path, device="cpu")).config == tiny()
+        changed = load_model(WeightsConfig(**named, keep_ratio=0.5, image_size=64, device="cpu"))
+    assert changed.image_encoder.keep_ratio == 0.5
+    assert changed.image_encoder.img_size == 64
+    assert load_model(WeightsConfig(**named, device="cpu")).config == tiny()
+
+
+def test_a_model_may_be_the_path_of_one_of_ours(sam: Sam, ours: Path) -> None:
+    assert_same_weights(load_model(WeightsConfig(model=str(ours), device="cpu")), sam.state_dict())
+
+
+def test_a_model_by_path_takes_no_checkpoint_beside_it(ours: Path, tmp_path: Path, refused: Refused) -> None:
+    with refused(ValueError, match=r"ours\.safetensors is a checkpoint already; leave out checkpoint=.*other\.pth"):
+        load_model(WeightsConfig(model=str(ours), checkpoint=tmp_path / "other.pth", device="cpu"))
+
+
+def test_a_plain_sam_is_no_model_by_path(plain: tuple[sa.Sam, Path], refused: Refused) -> None:
+    with refused(CheckpointError, match="is a plain SAM checkpoint, without a config"):
+        load_model(WeightsConfig(model=str(plain[1]), device="cpu"))
+
+
+def test_a_file_that_is_named_like_a_model_does_not_stand_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blvit_tiny").write_text("notes about the model")
+    monkeypatch.chdir(tmp_path)
+    assert load_model(WeightsConfig(model="blvit_tiny", device="cpu")).config == MODELS["blvit_tiny"]
+
+
+def test_a_path_that_is_neither_model_nor_file_is_refused(refused: Refused) -> None:
+    with refused(ValueError, match=r"no model named 'nowhere\.safetensors'; there are vit_b"):
+        load_model(WeightsConfig(model="nowhere.safetensors", device="cpu"))
+
+
+# models that are not ours --------------------------------------------------------------------------------------------
+
+RIVAL = """
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+NUMBER = 3
+
+
+def build(checkpoint=None):
+    transformer = TwoWayTransformer(depth=1, embedding_dim=16, num_heads=2, mlp_dim=16)
+    sam = Sam(
+        ImageEncoderViT(img_size=32, embed_dim=8, depth=1, num_heads=2, out_chans=16, window_size=2),
+        PromptEncoder(embed_dim=16, image_embedding_size=(2, 2), input_image_size=(32, 32), mask_in_chans=4),
+        MaskDecoder(transformer_dim=16, transformer=transformer),
+    )
+    if checkpoint is not None:
+        assert isinstance(checkpoint, str)
+        sam.load_state_dict(torch.load(checkpoint, weights_only=True))
+    return sam.train()
+
+
+def half():
+    sam = build()
+    del sam.prompt_encoder, sam.mask_decoder
+    return sam
+
+
+def nothing():
+    return None
+"""
+
+
+@pytest.fixture
+def rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module in the working directory that builds somebody's Sam."""
+    name = "rival_of_these_tests"
+    (tmp_path / f"{name}.py").write_text(RIVAL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_a_model_may_be_a_function_of_a_module_in_the_working_directory(rival: str) -> None:
+    model = load_any(WeightsConfig(model=f"{rival}:build", device="cpu"))
+    assert type(model) is sa.Sam
+    assert model.image_encoder.img_size == 32
+
+
+def test_a_foreign_model_is_measured_in_eval_mode(rival: str) -> None:
+    model = load_any(WeightsConfig(model=f"{rival}:build", device="cpu"))
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_foreign_model_is_given_its_checkpoint(rival: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = load_any(WeightsConfig(model=f"{rival}:build", device="cpu"))
+    torch.save(first.state_dict(), tmp_path / "rival.pth")
+    second = load_any(WeightsConfig(model=f"{rival}:build", checkpoint=tmp_path / "rival.pth", device="cpu"))
+    assert_same_weights(second, first.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ("half", r"returned a Sam without prompt_encoder, mask_decoder; a segment_anything Sam is expected"),
+        ("nothing", r"returned a NoneType without image_encoder, .*; a segment_anything Sam is expected"),
+    ],
+)
+def test_what_is_no_sam_is_refused_with_what_it_lacks(rival: str, refused: Refused, function: str, told: str) -> None:
+    with refused(ValueError, match=f"model={rival}:{function} {told}"):
+        load_any(WeightsConfig(model=f"{rival}:{function}", device="cpu"))
+
+
+@pytest.mark.parametrize("function", ["nosuch", "NUMBER"])
+def test_a_function_that_there_is_not_is_refused(rival: str, refused: Refused, function: str) -> None:
+    with refused(ValueError, match=f"model={rival}:{function}"):
+        load_any(WeightsConfig(model=f"{rival}:{function}", device="cpu"))
+
+
+@pytest.mark.parametrize("model", ["nosuch_module:build", "rival_of_these_tests.py:build", "../rival:build", ":build"])
+def test_a_module_that_there_is_not_is_refused(rival: str, refused: Refused, model: str) -> None:
+    with refused(ValueError, match=re.escape(f"model={model}")):
+        load_any(WeightsConfig(model=model, device="cpu"))
+
+
+def test_a_module_that_lacks_another_says_which(rival: str, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / f"{rival}.py").write_text("import nosuch_kernels\n" + RIVAL)
+    with refused(ValueError, match=f"model={rival}:build cannot be imported .*nosuch_kernels"):
+        load_any(WeightsConfig(model=f"{rival}:build", device="cpu"))
+
+
+@pytest.mark.parametrize("setting", [{"keep_ratio": 0.5}, {"image_size": 64}])
+def test_a_foreign_model_takes_none_of_our_settings(rival: str, refused: Refused, setting: dict[str, Any]) -> None:
+    with refused(ValueError, match=f"model={rival}:build: keep_ratio and image_size are settings of our own models"):
+        load_any(WeightsConfig(model=f"{rival}:build", device="cpu", **setting))
+
+
+def test_ours_is_any_model_too(sam: Sam, ours: Path, tmp_path: Path) -> None:
+    with_colon = ours.rename(tmp_path / "step:9.safetensors")
+    for model in (
+        load_any(WeightsConfig(model=str(with_colon), device="cpu")),
+        load_any(WeightsConfig(checkpoint=with_colon, device="cpu")),
+    ):
+        assert isinstance(model, Sam)
+        assert_same_weights(model, sam.state_dict())

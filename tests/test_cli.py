@@ -1,8 +1,18 @@
+"""The command line: settings from files and flags, one line for each mistake, help that explains everything."""
+
+from __future__ import annotations
+
+import ast
+import inspect
 import json
+import re
+import runpy
 import subprocess
 import sys
-from dataclasses import dataclass
+import textwrap
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +20,7 @@ from PIL import Image
 
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.cli import main, run
-from sam_blvit.config import MODELS, FinetuneConfig, LvisConfig
+from sam_blvit.config import MODELS, CalibrationConfig, EvaluationConfig, FinetuneConfig, ReportConfig
 from sam_blvit.model.build import build_sam
 
 ROOT = Path(__file__).parents[1]
@@ -126,17 +136,197 @@ def test_flops_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["model"] == "vit_tiny"
 
 
-@pytest.mark.parametrize("config_type", [FinetuneConfig, LvisConfig])
-def test_help_explains_every_setting(config_type: type, capsys: pytest.CaptureFixture[str]) -> None:
-    def command(config: config_type) -> None:  # type: ignore[valid-type]
-        raise AssertionError
+# lists of numbers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Lists of numbers."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Whole numbers."""
+    rates: tuple[float, ...] = ()
+    """Numbers."""
+    words: tuple[str, ...] = ()
+    """No numbers."""
+
+
+def parsed(config_type: type, args: list[str]) -> object:
+    """The config that `run` makes of `args`."""
+    seen = []
+
+    def command(config: object) -> None:
+        seen.append(config)
 
     command.__annotations__ = {"config": config_type, "return": None}
+    run(command, args)
+    return seen.pop()
+
+
+@pytest.mark.parametrize("words", ["0,1,2", "0 1 2", "0,1 2", "0 1,2"])
+def test_numbers_have_commas_or_spaces_between(words: str) -> None:
+    config = parsed(Numbers, ["--seeds", *words.split(), "--rates", *words.replace("1", "0.5").split()])
+    assert config == Numbers(seeds=(0, 1, 2), rates=(0, 0.5, 2))
+    assert {type(seed) for seed in config.seeds} == {int}
+    assert {type(rate) for rate in config.rates} == {float}
+
+
+def test_numbers_in_quotes_may_have_commas_and_spaces_between() -> None:
+    assert parsed(Numbers, ["--seeds", "0, 1, 2"]) == Numbers(seeds=(0, 1, 2))
+
+
+def test_numbers_may_be_negative_or_none_at_all() -> None:
+    assert parsed(Numbers, ["--rates", "-0.5,1e-3", "--seeds"]) == Numbers(seeds=(), rates=(-0.5, 0.001))
+
+
+@pytest.mark.parametrize(
+    "text", ["seeds: [0, 1, 2]", "seeds: 0,1,2", "seeds: '0, 1, 2'", "seeds:\n- 0\n- 1\n- 2", "seeds: ['0,1', 2]"]
+)
+def test_numbers_come_from_yaml_in_all_its_ways(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.yaml").write_text(f"{text}\nrates: [0.125]\n")
+    assert parsed(Numbers, [str(tmp_path / "settings.yaml")]) == Numbers(seeds=(0, 1, 2), rates=(0.125,))
+
+
+def test_one_number_is_a_list_too(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("seeds: 3\n")
+    for args in ([str(tmp_path / "settings.yaml")], ["--seeds", "3"]):
+        assert parsed(Numbers, args) == Numbers(seeds=(3,))
+
+
+def test_numbers_on_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("seeds: [0, 1, 2]\n")
+    assert parsed(Numbers, [str(tmp_path / "settings.yaml"), "--seeds", "7"]) == Numbers(seeds=(7,))
+
+
+def test_words_keep_their_commas() -> None:
+    assert parsed(Numbers, ["--words", "a,b", "c"]) == Numbers(words=("a,b", "c"))
+
+
+@pytest.mark.parametrize("words", ["0,x", "0.5", "0,1,", "", "1;2", "1e3"])
+def test_what_is_no_whole_number_ends_in_one_line(capsys: pytest.CaptureFixture[str], words: str) -> None:
+    assert "--seeds" in failing(["--seeds", words], capsys, lambda args: parsed(Numbers, args))
+
+
+def test_what_is_no_number_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = failing(["--rates", "0.5,half"], capsys, lambda args: parsed(Numbers, args))
+    assert "--rates" in line
+    assert "'half'" in line
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongNumbers:
+    """Lists of numbers with many digits."""
+
+    seeds: tuple[int, ...] = (1234567,)
+    """Whole numbers."""
+    rates: tuple[float, ...] = (1 / 3,)
+    """Numbers."""
+
+
+def test_numbers_that_are_not_given_are_the_defaults_exactly() -> None:
+    assert parsed(LongNumbers, []) == LongNumbers()
+
+
+# words without a flag ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A command with words before its flags."""
+
+    positional: ClassVar[str] = "runs"
+    """The field that words without a flag fill."""
+    output: Path
+    """Where to."""
+    runs: tuple[Path, ...]
+    """What."""
+
+
+@pytest.mark.parametrize("args", [["a", "b", "--output", "o"], ["--runs", "a", "b", "--output", "o"]])
+@pytest.mark.parametrize("config_type", [ReportConfig, Joined])
+def test_words_before_the_first_flag_fill_the_field_for_them(config_type: type, args: list[str]) -> None:
+    assert parsed(config_type, args) == config_type(runs=(Path("a"), Path("b")), output=Path("o"))
+
+
+@pytest.mark.parametrize("flags", [[], ["--output", "p"]])
+def test_words_after_a_file_of_settings_fill_the_field_for_them(tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "settings.yaml").write_text("output: o\n")
+    config = parsed(ReportConfig, [str(tmp_path / "settings.yaml"), "a", "b", *flags])
+    assert config == ReportConfig(runs=(Path("a"), Path("b")), output=Path(flags[1] if flags else "o"))
+
+
+def test_words_win_over_a_file_of_settings(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("output: o\nruns: [c]\n")
+    assert parsed(ReportConfig, [str(tmp_path / "settings.yaml"), "a"]).runs == (Path("a"),)
+
+
+def test_the_field_for_words_may_come_from_a_file_of_settings(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("output: o\nruns: [a, b]\n")
+    assert parsed(ReportConfig, [str(tmp_path / "settings.yaml")]).runs == (Path("a"), Path("b"))
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [([], "--runs"), (["--output", "o"], "--runs"), (["a"], "--output"), (["--output", "o", "a"], "--runs")],
+)
+def test_a_report_of_nothing_or_to_nowhere_ends_in_one_line(
+    capsys: pytest.CaptureFixture[str], args: list[str], named: str
+) -> None:
+    assert named in failing(args, capsys, lambda args: parsed(ReportConfig, args))
+
+
+def test_a_command_without_a_field_for_words_refuses_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "stray" in failing(["stray"], capsys, lambda args: parsed(Numbers, args))
+
+
+# help and files ------------------------------------------------------------------------------------------------------
+
+SCRIPTS = {
+    "tools/finetune.py": FinetuneConfig,
+    "eval/run_lvis.py": EvaluationConfig,
+    "eval/run_coco.py": EvaluationConfig,
+    "eval/calibrate.py": CalibrationConfig,
+    "eval/report.py": ReportConfig,
+}
+
+
+def explanations(config_type: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, its own and inherited ones, on one line."""
+    found = {}
+    for cls in filter(is_dataclass, reversed(config_type.__mro__)):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        for field, text in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and field.target.id in config_type.__dataclass_fields__:
+                found[field.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return {name: found[name] for name in config_type.__dataclass_fields__ if name != "positional"}
+
+
+def help_of(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `script --help` prints, without its frame, on one line; its exit code is 0."""
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.setenv("COLUMNS", "120")
     with pytest.raises(SystemExit) as stop:
-        run(command, ["--help"])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
     assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in shown for name in config_type.__dataclass_fields__)
+    return " ".join(re.sub("[─│╭╮╰╯]", " ", capsys.readouterr().out).split())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_every_setting(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = help_of(script, monkeypatch, capsys)
+    for name, explanation in explanations(SCRIPTS[script]).items():
+        flag = f"--{name.replace('_', '-')}"
+        assert re.search(f" {flag}( |, --no-).*?{re.escape(explanation)} \\((default|required)", shown), flag
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_what_the_command_is_for(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docstring = ast.get_docstring(ast.parse((ROOT / script).read_text()))
+    assert " ".join(docstring.split()) in help_of(script, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)

@@ -16,9 +16,11 @@ import torch
 
 from sam_blvit.config import (
     MODELS,
+    CalibrationConfig,
+    EvaluationConfig,
     FinetuneConfig,
-    LvisConfig,
     ModelConfig,
+    ReportConfig,
     check_keep_ratio,
     model_config,
     override,
@@ -185,9 +187,114 @@ def test_a_dense_model_is_not_built_at_another_keep_ratio_than_1(tiny_dense: Con
     assert override(tiny_dense(), keep_ratio=1).keep_ratio == 1
 
 
-@pytest.mark.parametrize("config_type", [LvisConfig, FinetuneConfig])
-def test_a_negative_seed_is_refused(config_type: type, refused: Refused) -> None:
-    paths = {name: Path("x") for name in ("annotations", "images", "data", "output")}
-    known = {name: path for name, path in paths.items() if name in config_type.__dataclass_fields__}
+@pytest.mark.parametrize(
+    ("config_type", "seed"),
+    [(EvaluationConfig, {"seeds": (0, -1)}), (CalibrationConfig, {"seed": -1}), (FinetuneConfig, {"seed": -1})],
+)
+def test_a_negative_seed_is_refused(config_type: type, seed: dict[str, Any], refused: Refused) -> None:
     with refused(ValueError, match="seed=-1 is negative"):
-        config_type(**known, seed=-1)
+        config_type(**required(config_type), **seed)
+
+
+# evaluation ----------------------------------------------------------------------------------------------------------
+
+
+def required(config_type: type) -> dict[str, Path]:
+    """A path for each setting without a default."""
+    fields = dataclasses.fields(config_type)
+    return {field.name: Path(field.name) for field in fields if field.default is dataclasses.MISSING}
+
+
+def evaluation(**settings: Any) -> EvaluationConfig:
+    return EvaluationConfig(**required(EvaluationConfig), **settings)
+
+
+def test_without_a_source_of_boxes_an_evaluation_measures_miou() -> None:
+    assert not evaluation().measures_ap
+
+
+@pytest.mark.parametrize("source", [{"detections": Path("boxes.json")}, {"boxes": "gt"}])
+def test_with_a_source_of_boxes_an_evaluation_measures_ap(source: dict[str, Any]) -> None:
+    assert evaluation(**source).measures_ap
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"select": "best"}, "select='best' is not one of argmax, single, oracle, sam"),
+        ({"box_source": "mean"}, "box_source='mean' is not one of ann, mask"),
+        ({"subset": "val"}, "subset='val' is not one of full, minival"),
+        ({"boxes": "detr"}, "boxes='detr' is not one of gt"),
+        ({"table": "json"}, "table='json' is not one of csv, parquet"),
+        ({"prompts_per_batch": 0}, "prompts_per_batch=0 is not a positive number"),
+        ({"boxes": "gt", "refine": -1}, "refine=-1 is negative; 0 asks once"),
+        ({"refine": -1}, "refine=-1 is negative"),
+        ({"seeds": ()}, "seeds=() is empty or names one twice; the usual ones are 0,1,2"),
+        ({"seeds": (0, 1, 0)}, "seeds=(0, 1, 0) is empty or names one twice"),
+        ({"keep_ratios": (0.25, 1.5)}, "keep_ratio=1.5 is not a number in [0, 1]"),
+        ({"keep_ratios": (math.nan,)}, "keep_ratio=nan is not a number in [0, 1]"),
+        ({"keep_ratios": (0.25, 0.5, 0.25)}, "keep_ratios=(0.25, 0.5, 0.25): name each once"),
+        ({"keep_ratios": (0.25,), "keep_ratio": 0.5}, "keep_ratios=(0.25,): name each once, and no keep_ratio beside"),
+        ({"keep_ratio": 2}, "keep_ratio=2 is not a number in [0, 1]"),
+        ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
+        (
+            {"detections": Path("boxes.json"), "boxes": "gt"},
+            "detections=boxes.json and boxes=gt: choose one source of boxes",
+        ),
+    ],
+)
+def test_an_evaluation_refuses_what_makes_no_sense(settings: dict[str, Any], told: str, refused: Refused) -> None:
+    with refused(ValueError, match=re.escape(told)):
+        evaluation(**settings)
+
+
+@pytest.mark.parametrize("source", [{"detections": Path("boxes.json")}, {"boxes": "gt"}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"protocol": "ritm"},
+        {"box_source": "mask"},
+        {"feed_mask": True},
+        {"oracle": True},
+        {"seeds": (0, 1)},
+        {"perturb": ("dark",)},
+        {"include_crowd": True},
+        {"table": "parquet"},
+    ],
+)
+def test_ap_refuses_a_setting_of_miou(source: dict[str, Any], setting: dict[str, Any], refused: Refused) -> None:
+    (name,) = setting
+    with refused(ValueError, match=f"^{name}: no effect when measuring AP, a setting for mIoU$"):
+        evaluation(**source, **setting)
+
+
+def test_miou_refuses_a_setting_of_ap(refused: Refused) -> None:
+    with refused(ValueError, match="^refine: no effect when measuring mIoU, a setting for AP: add detections or boxes"):
+        evaluation(refine=1)
+
+
+def test_every_setting_of_the_other_task_is_named(refused: Refused) -> None:
+    with refused(ValueError, match="^protocol, oracle, table: no effect"):
+        evaluation(boxes="gt", table="parquet", oracle=True, protocol="ritm", select="single")
+
+
+@pytest.mark.parametrize("source", [{}, {"boxes": "gt"}])
+def test_settings_of_both_tasks_are_taken_by_both(source: dict[str, Any]) -> None:
+    settings = {"select": "single", "subset": "minival", "keep_ratios": (0.25, 0.5), "prompts_per_batch": 1}
+    config = evaluation(**source, **settings, resume=True)
+    assert (config.select, config.keep_ratios) == ("single", (0.25, 0.5))
+
+
+def test_a_calibration_refuses_batches_without_a_prompt(refused: Refused) -> None:
+    with refused(ValueError, match="prompts_per_batch=0 is not a positive number"):
+        CalibrationConfig(**required(CalibrationConfig), prompts_per_batch=0)
+
+
+def test_a_calibration_needs_both_models_data_and_a_place() -> None:
+    assert set(required(CalibrationConfig)) == {"vit_b", "vit_h", "annotations", "images", "output"}
+
+
+def test_a_reports_words_without_a_flag_are_one_of_its_settings() -> None:
+    fields = [field.name for field in dataclasses.fields(ReportConfig)]
+    assert fields == ["runs", "output"]
+    assert ReportConfig.positional in fields

@@ -1,7 +1,36 @@
+"""Devices by name, and the processes that torchrun starts: real ones, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from sam_blvit.distributed import pick_device
+from sam_blvit.distributed import Processes, joined_processes, pick_device
+
+ROOT = Path(__file__).parents[1]
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _not_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+
+
+def have_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+# devices -------------------------------------------------------------------------------------------------------------
 
 
 def test_cpu_is_always_there() -> None:
@@ -23,3 +52,116 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"device=cuda: not available here; there are .*cpu"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+@pytest.mark.parametrize(("local_rank", "index"), [("0", 0), ("2", 2), ("5", 1)])
+def test_each_process_takes_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, name: str, local_rank: str, index: int
+) -> None:
+    have_cuda(monkeypatch, 4)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert pick_device(name) == torch.device("cuda", index)
+
+
+def test_on_the_cpu_every_process_takes_the_same_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    have_cuda(monkeypatch, 4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_without_a_gpu_a_process_of_many_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    have_cuda(monkeypatch, 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cpu")
+
+
+# processes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1", "RANK": "0"}])
+def test_without_others_a_process_is_the_first_and_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with joined_processes() as processes:
+        assert processes == Processes(rank=0, count=1)
+        assert processes.first
+        processes.wait()
+        assert not torch.distributed.is_initialized()
+
+
+def test_only_rank_0_is_the_first() -> None:
+    assert [Processes(rank, 3).first for rank in range(3)] == [True, False, False]
+
+
+TOGETHER = """
+import json, sys, time
+from pathlib import Path
+from torch import distributed
+from sam_blvit.distributed import joined_processes
+
+directory, seen = Path(sys.argv[1]), {}
+with joined_processes() as processes:
+    seen |= {"rank": processes.rank, "count": processes.count, "first": processes.first}
+    if processes.rank == 1:
+        time.sleep(0.5)
+        (directory / "from 1").touch()
+    processes.wait()
+    seen["waited"] = (directory / "from 1").exists()
+    if processes.first:
+        start = time.monotonic()
+        try:
+            processes.wait()  # rank 1 has left
+        except RuntimeError:
+            seen["told after"] = time.monotonic() - start
+seen["left"] = not distributed.is_initialized()
+(directory / f"{seen['rank']}.json").write_text(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes saw of each other, by rank."""
+    directory = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(directory)],
+            env={
+                **os.environ,
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=90)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_processes_of_torchrun_join_and_one_is_the_first(two: list[dict[str, Any]]) -> None:
+    assert [(seen["rank"], seen["count"], seen["first"]) for seen in two] == [(0, 2, True), (1, 2, False)]
+
+
+def test_nobody_goes_on_before_everybody_is_there(two: list[dict[str, Any]]) -> None:
+    assert all(seen["waited"] for seen in two)
+
+
+def test_who_waits_for_one_that_ended_is_told_soon(two: list[dict[str, Any]]) -> None:
+    assert two[0]["told after"] < 10
+
+
+def test_processes_part_in_the_end(two: list[dict[str, Any]]) -> None:
+    assert all(seen["left"] for seen in two)

@@ -8,8 +8,12 @@ import torch
 
 from sam_blvit.drawing import (
     BOX,
+    MASK,
     NEGATIVE,
+    OPACITY,
     POSITIVE,
+    Colour,
+    draw_errors,
     draw_overlay,
     draw_routing,
     on_image,
@@ -73,6 +77,48 @@ def test_a_prompt_at_the_edge_and_a_photograph_of_one_pixel_can_be_drawn() -> No
     mask = np.ones((1, 1), bool)
     drawn = draw_overlay(_grey(1, 1), mask, points=np.array([[0.0, 0.0]]), labels=np.array([1]), box=np.zeros(4))
     assert drawn.shape == (1, 1, 3)
+
+
+def _tinted(image: np.ndarray, colour: Colour) -> np.ndarray:
+    return np.rint((1 - OPACITY) * image + OPACITY * np.array(colour)).astype(np.uint8)
+
+
+def test_right_missed_and_wrong_pixels_are_blue_yellow_and_red() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    mask, truth = _block(60, 80, slice(10, 40), slice(10, 50)), _block(60, 80, slice(20, 50), slice(30, 70))
+    drawn = draw_errors(image, mask, truth)
+    for pixels, colour in ((mask & truth, MASK), (truth & ~mask, BOX), (mask & ~truth, NEGATIVE)):
+        np.testing.assert_array_equal(drawn[pixels], _tinted(image[pixels], colour))
+    np.testing.assert_array_equal(drawn[~(mask | truth)], image[~(mask | truth)])
+
+
+def test_errors_are_drawn_beside_what_is_given() -> None:
+    image, mask, truth = _grey(60, 80), _block(60, 80, slice(3, 9), slice(5, 9)), np.ones((60, 80), bool)
+    given = [array.copy() for array in (image, mask, truth)]
+    draw_errors(image, mask, truth, box=(5, 5, 30, 30))
+    for array, before in zip((image, mask, truth), given, strict=True):
+        np.testing.assert_array_equal(array, before)
+
+
+def test_masks_of_any_numbers_are_masks_too() -> None:
+    mask, truth = _block(60, 80, slice(10, 40), slice(10, 50)), _block(60, 80, slice(20, 50), slice(30, 70))
+    whole = draw_errors(_grey(60, 80), 255 * mask.astype(np.uint8), truth.astype(np.uint8))
+    np.testing.assert_array_equal(whole, draw_errors(_grey(60, 80), mask, truth))
+
+
+def test_errors_are_drawn_with_the_box_that_was_asked() -> None:
+    nothing = np.zeros((60, 80), bool)
+    drawn = draw_errors(_grey(60, 80), nothing, nothing, box=(5.4, 4, 74.6, 55))
+    assert [tuple(drawn[y, x]) for y, x in ((4, 40), (55, 40), (30, 5), (30, 75))] == [BOX] * 4
+    assert (drawn[10:50, 12:70] == 100).all()
+    assert (draw_errors(_grey(60, 80), nothing, nothing) == 100).all()
+
+
+@pytest.mark.parametrize("box", [(-20, -20, 300, 300), (70, 50, 70, 50), (200, 200, 210, 210)])
+def test_errors_of_a_box_beyond_the_picture_can_be_drawn(box: tuple[int, ...]) -> None:
+    drawn = draw_errors(_grey(60, 80), np.zeros((60, 80), bool), np.ones((60, 80), bool), box=box)
+    assert drawn.shape == (60, 80, 3)
+    np.testing.assert_array_equal(drawn[30, 40], _tinted(np.full(3, 100), BOX))
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (6, 8), (7, 5)])  # windows of 4: whole, and two that are padded

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from segment_anything import modeling as sa
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
 from sam_blvit.measure import flops as module
-from sam_blvit.measure.flops import G, MacCount, count_macs, flops
+from sam_blvit.measure.flops import G, MacCount, count_macs, flops, sam_macs
 from sam_blvit.model.build import build_sam
+from sam_blvit.model.sam import decode
 
 Tiny = Callable[..., ModelConfig]
 
@@ -72,7 +74,7 @@ def test_counting_without_arithmetic_counts_what_a_real_run_does(tiny: Tiny, ove
     sam = build_sam(config).requires_grad_(False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         embedding = sam.image_encoder(torch.zeros(1, 3, 128, 128))
-        sam.decode(embedding, points=(torch.zeros(1, 1, 2), torch.ones(1, 1)), multimask_output=True)
+        decode(sam, embedding, points=(torch.zeros(1, 1, 2), torch.ones(1, 1)), multimask_output=True)
     assert 2 * count_macs(config).total.full == counter.get_total_flops()
 
 
@@ -120,6 +122,64 @@ def test_counting_leaves_no_trace_in_models_built_later(tiny: Tiny) -> None:
     weight = build_sam(tiny()).image_encoder.pos_embed
     assert type(weight.data) is torch.Tensor
     assert weight.device.type == "cpu"
+
+
+# any built Sam -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [{}, {"keep_ratio": 0.0}, {"keep_ratio": 1.0}, {"window": 3}])
+def test_a_built_models_cost_is_its_configs(tiny: Tiny, overrides: dict[str, Any]) -> None:
+    count = count_macs(tiny(**overrides))
+    assert sam_macs(build_sam(tiny(**overrides))) == (count.encoder, count.total)
+
+
+def test_a_built_dense_models_cost_is_its_configs(tiny_dense: Tiny) -> None:
+    count = count_macs(tiny_dense())
+    assert sam_macs(build_sam(tiny_dense())) == (count.encoder, count.total)
+
+
+@pytest.mark.parametrize("window", [4, 3])
+def test_segment_anythings_own_sam_costs_what_our_dense_model_does(
+    tiny_dense: Tiny, original_sam: Callable[[ModelConfig], sa.Sam], window: int
+) -> None:
+    count = count_macs(tiny_dense(window=window))
+    assert sam_macs(original_sam(tiny_dense(window=window))) == (count.encoder, count.total)
+
+
+def test_a_built_models_cost_is_that_of_the_keep_ratio_it_is_set_to(tiny: Tiny) -> None:
+    sam = build_sam(tiny())
+    sam.image_encoder.keep_ratio = 0.5
+    count = count_macs(tiny(keep_ratio=0.5))
+    assert sam_macs(sam) == (count.encoder, count.total)
+
+
+def test_counting_a_built_model_leaves_it_as_it_was(tiny: Tiny) -> None:
+    sam = build_sam(tiny())
+    before = {name: value.clone() for name, value in sam.state_dict().items()}
+    sam_macs(sam)
+    for name, value in sam.named_parameters():
+        assert type(value.data) is torch.Tensor
+        assert value.requires_grad, name
+    after = sam.state_dict()
+    assert all(value.device.type == "cpu" and torch.equal(value, before[name]) for name, value in after.items())
+    assert type(sam.pixel_mean) is torch.Tensor
+
+
+def test_a_counted_model_still_answers_as_before(tiny: Tiny) -> None:
+    sam, image = build_sam(tiny()), torch.rand(1, 3, 128, 128)
+    before = sam.image_encoder(image)
+    sam_macs(sam)
+    torch.testing.assert_close(sam.image_encoder(image), before, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_is_counted_there_and_stays(tiny: Tiny) -> None:
+    sam, count = build_sam(tiny()).cuda(), count_macs(tiny())
+    assert sam_macs(sam) == (count.encoder, count.total)
+    assert {value.device.type for value in sam.state_dict().values()} == {"cuda"}
+
+
+# the command ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

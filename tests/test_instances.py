@@ -162,6 +162,7 @@ def test_a_missing_annotation_file_is_refused(tmp_path: Path, refused: Any) -> N
         ([image()], [entry(segmentation=...)], "annotation 5 is malformed .no 'segmentation'"),
         ([image()], [entry(bbox=[1, 2, 3])], "annotation 5 is malformed .not enough values"),
         ([image()], [entry(bbox=[1, 2, 3, float("inf")])], "annotation 5 is malformed .inf is not a finite"),
+        ([image()], [entry(area=10**400)], "annotation 5 is malformed .10+ is not a finite"),
         ([image()], [entry(id="a")], "annotation a is malformed .'a' is not a whole number"),
         ([image()], [entry(id=-1)], "annotation -1 is malformed .-1 is not a whole number"),
         ([image()], [entry(id=...)], "annotation without id is malformed"),

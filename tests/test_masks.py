@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,105 +10,43 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from datasets import annotation, polygon, squares, write_annotations, write_dataset
 from PIL import Image
 from segment_anything import SamPredictor
 
-from sam_blvit.checkpoint import SHIPPED_WEIGHTS, file_sha256, save_sam
-from sam_blvit.config import LvisConfig, ModelConfig
+from sam_blvit.config import ModelConfig
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.data.prompts import corners, uniform_points
-from sam_blvit.evaluate.masks import Measurement, evaluate_lvis, iou_percent, measure_masks
+from sam_blvit.evaluate.masks import LowestSoFar, MaskMeasure, Measurement, measure_masks
+from sam_blvit.evaluate.overlap import boundary_iou
+from sam_blvit.evaluate.perturb import perturbation_named
 from sam_blvit.evaluate.protocols import PROTOCOLS
-from sam_blvit.evaluate.summary import Row, mean_ious
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real_eval"
-SIZES = {1: (90, 120), 2: (150, 70)}
-"""Height and width of the photographs, by image id."""
-
-
-def polygon(x: int, y: int, side: int) -> list[list[int]]:
-    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
-
-
-def annotation(ann_id: int, image_id: int, x: int, y: int, side: int, **fields: Any) -> dict[str, Any]:
-    return {
-        "id": ann_id,
-        "image_id": image_id,
-        "category_id": ann_id % 3,
-        "bbox": [x, y, side, side],
-        "area": side**2,
-        "segmentation": polygon(x, y, side),
-        **fields,
-    }
-
-
-ANNOTATIONS = [
-    annotation(11, 1, 5, 8, 40),
-    annotation(12, 2, 10, 20, 45),
-    annotation(13, 1, 60, 30, 50),
-    annotation(14, 1, 30, 10, 70),
-    annotation(15, 2, 3, 90, 55),
-    annotation(16, 1, 100, 70, 1, segmentation=[]),
-    annotation(17, 2, 20, 20, 30, iscrowd=1),
-]
-CROWD, EMPTY = 17, 16
+EMPTY = annotation(91, 1, 100, 70, 1, segmentation=[])
+CROWD = annotation(92, 2, 20, 20, 30, iscrowd=1)
+PAPER = MaskMeasure(protocol=PROTOCOLS["blvit"])
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A directory with annotations.json, two photographs in val2017/, and a checkpoint of a tiny random model."""
-    (tmp_path / "val2017").mkdir()
-    rng = np.random.default_rng(0)
-    for image_id, (height, width) in SIZES.items():
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / f"val2017/{image_id}.png")
-    write_annotations(tmp_path, ANNOTATIONS)
+    write_dataset(tmp_path)
+    write_annotations(tmp_path, [*squares((1, 2)), EMPTY, CROWD], (1, 2))
     return tmp_path
-
-
-def write_annotations(root: Path, annotations: list[dict[str, Any]]) -> None:
-    images = [
-        {"id": i, "height": h, "width": w, "coco_url": f"http://images.cocodataset.org/val2017/{i}.png"}
-        for i, (h, w) in SIZES.items()
-    ]
-    (root / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
 
 
 @pytest.fixture
 def sam(tiny: Callable[..., ModelConfig], randomize: Callable[[Sam], Sam]) -> Sam:
-    return randomize(build_sam(tiny()))
+    return randomize(build_sam(tiny())).eval()
 
 
-@pytest.fixture
-def config(dataset: Path, sam: Sam) -> Callable[..., LvisConfig]:
-    save_sam(sam, dataset / "tiny.safetensors")
-
-    def configured(**fields: Any) -> LvisConfig:
-        usual = {
-            "annotations": dataset / "annotations.json",
-            "images": dataset,
-            "output": dataset / "out",
-            "checkpoint": dataset / "tiny.safetensors",
-            "device": "cpu",
-        }
-        return LvisConfig(**{**usual, **fields})
-
-    return configured
-
-
-def measured(sam: Sam, root: Path, *, backwards: bool = False, prompts_per_batch: int = 64) -> Measurement:
+def measured(sam: Sam, root: Path, *, backwards: bool = False, **how: Any) -> Measurement:
     records, instances = read_instances(root / "annotations.json")
     images = find_images(list(records.values()), root)
-    return measure_masks(
-        sam,
-        images[::-1] if backwards else images,
-        instances[::-1] if backwards else instances,
-        protocol=PROTOCOLS["blvit"],
-        seed=0,
-        prompts_per_batch=prompts_per_batch,
-    )
+    step = -1 if backwards else 1
+    return measure_masks(sam, images[::step], instances[::step], dataclasses.replace(PAPER, **how))
 
 
 def by_the_predictor(sam: Sam, image: ImageFile, instance: Instance) -> dict[str, float]:
@@ -128,180 +64,126 @@ def by_the_predictor(sam: Sam, image: ImageFile, instance: Instance) -> dict[str
     for name, prompt in prompts.items():
         masks, predicted, _ = predictor.predict(**prompt, multimask_output=True)
         mask = masks[predicted.argmax()]
-        numbers[f"iou_{name}"] = 100 * int((mask & truth).sum()) / int((mask | truth).sum())
+        ious = [100 * int((mask & truth).sum()) / int((mask | truth).sum()) for mask in masks]
+        numbers[f"iou_{name}"] = ious[int(predicted.argmax())]
         numbers[f"piou_{name}"] = 100 * float(predicted.max())
+        numbers[f"biou_{name}"] = boundary_iou(mask, truth)
+        numbers[f"iou_{name}_oracle"] = max(ious)
     return numbers
 
 
 def test_every_number_is_that_of_segment_anythings_predictor(sam: Sam, dataset: Path) -> None:
     records, instances = read_instances(dataset / "annotations.json")
     images = {image.image_id: image for image in find_images(list(records.values()), dataset)}
-    rows = {row.ann_id: row for row in measured(sam, dataset, prompts_per_batch=1).rows}
-    assert set(rows) == {a.ann_id for a in instances} - {EMPTY}
+    rows = {row.ann_id: row for row in measured(sam, dataset, prompts_per_batch=1, oracle=True).rows}
+    assert set(rows) == {a.ann_id for a in instances} - {EMPTY["id"]}
     for instance in instances:
-        if instance.ann_id == EMPTY:
+        if instance.ann_id == EMPTY["id"]:
             continue
-        row = dataclasses.asdict(rows[instance.ann_id])
-        expected = by_the_predictor(sam, images[instance.image_id], instance)
+        image, row = images[instance.image_id], dataclasses.asdict(rows[instance.ann_id])
+        expected = by_the_predictor(sam, image, instance)
         assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-4)
-        assert row["npix"] == instance.mask(*SIZES[instance.image_id]).sum()
+        assert row["npix"] == instance.mask(image.height, image.width).sum()
     assert len({round(row.iou_1pt, 3) for row in rows.values()}) > 3  # a model whose masks say something
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("change", [{"prompts_per_batch": 2}, {"prompts_per_batch": 1}, {"backwards": True}])
-def test_neither_batch_nor_order_changes_a_number(sam: Sam, dataset: Path, change: dict[str, Any]) -> None:
-    usual = {row.ann_id: dataclasses.astuple(row) for row in measured(sam, dataset).rows}
-    other = {row.ann_id: dataclasses.astuple(row) for row in measured(sam, dataset, **change).rows}
+def test_neither_batch_nor_order_changes_a_number(
+    sam: Sam, dataset: Path, change: dict[str, Any], protocol: str
+) -> None:
+    usual, other = (
+        {row.ann_id: dataclasses.astuple(row)[:-3] for row in measured(sam, dataset, **how).rows}
+        for how in ({"protocol": PROTOCOLS[protocol]}, {"protocol": PROTOCOLS[protocol], **change})
+    )
     assert set(other) == set(usual)
     for ann_id, values in usual.items():
         assert other[ann_id] == pytest.approx(values, abs=0.05)
 
 
-def test_iou_counts_pixels_exactly() -> None:
-    truth = torch.ones(1, 4100, 4100, dtype=torch.bool)  # 16,810,000: beyond what float32 counts
-    mask = truth.clone()
-    mask[0, 7, 9] = False
-    assert iou_percent(mask, truth) == [100 * 16_809_999 / 16_810_000]
+def test_every_seed_has_a_row_and_boxes_are_the_same_in_all(sam: Sam, dataset: Path) -> None:
+    rows = measured(sam, dataset, seeds=(3, 4)).rows
+    alone = measured(sam, dataset, seeds=(4,)).rows
+    assert [row for row in rows if row.seed == 4] == alone
+    by_seed = {seed: [row for row in rows if row.seed == seed] for seed in (3, 4)}
+    assert [row.iou_box for row in by_seed[3]] == [row.iou_box for row in by_seed[4]]
+    assert [row.iou_1pt for row in by_seed[3]] != [row.iou_1pt for row in by_seed[4]]
 
 
-def test_iou_pairs_each_mask_with_its_own_object() -> None:
-    truth = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 1, 1]], [[1, 0, 0, 0]]], dtype=torch.bool)
-    masks = torch.tensor([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[0, 0, 0, 0]]], dtype=torch.bool)
-    assert iou_percent(masks, truth) == [100.0, 100 / 3, 0.0]
+def test_the_oracle_is_scored_on_request_alone(sam: Sam, dataset: Path) -> None:
+    assert {row.iou_box_oracle for row in measured(sam, dataset).rows} == {None}
+    for row in measured(sam, dataset, oracle=True, protocol=PROTOCOLS["ritm"]).rows:
+        assert row.iou_3pt_oracle is not None
+        assert row.iou_3pt_oracle >= row.iou_3pt
 
 
 def test_an_object_without_pixels_is_named_not_measured(sam: Sam, dataset: Path) -> None:
     result = measured(sam, dataset)
-    assert result.skipped_empty == [EMPTY]
-    assert EMPTY not in {row.ann_id for row in result.rows}
-
-
-def test_a_batch_of_nothing_but_empty_masks_is_no_obstacle(sam: Sam, dataset: Path) -> None:
-    write_annotations(dataset, [annotation(1, 1, 0, 0, 1, segmentation=[]), ANNOTATIONS[0]])
-    result = measured(sam, dataset, prompts_per_batch=1)
-    assert (result.skipped_empty, [row.ann_id for row in result.rows]) == ([1], [11])
+    assert result.skipped_empty == [EMPTY["id"]]
+    assert EMPTY["id"] not in {row.ann_id for row in result.rows}
 
 
 def test_a_photograph_without_objects_is_not_read(sam: Sam, dataset: Path) -> None:
     (dataset / "val2017" / "2.png").write_bytes(b"no picture")
-    write_annotations(dataset, ANNOTATIONS[:1])
-    assert [row.ann_id for row in measured(sam, dataset).rows] == [11]
+    write_annotations(dataset, squares((1,)), (1, 2))
+    assert {row.image_id for row in measured(sam, dataset).rows} == {1}
 
 
 def test_objects_of_photographs_that_were_not_given_are_refused(sam: Sam, dataset: Path, refused: Any) -> None:
     records, instances = read_instances(dataset / "annotations.json")
     with refused(ValueError, "instances of 1 images that are not among `images`, first 2"):
-        measure_masks(
-            sam,
-            find_images([records[1]], dataset),
-            instances,
-            protocol=PROTOCOLS["blvit"],
-            seed=0,
-            prompts_per_batch=8,
-        )
+        measure_masks(sam, find_images([records[1]], dataset), instances, PAPER)
 
 
-def test_a_photograph_of_another_size_is_refused(sam: Sam, dataset: Path, refused: Any) -> None:
-    Image.new("RGB", (90, 120)).save(dataset / "val2017" / "1.png")
-    with refused(ValueError, "1.png is 90 x 120 pixels, its annotations are for 120 x 90; use the dataset's original"):
-        measured(sam, dataset)
+def test_the_lowest_of_all_were_among_the_lowest_when_they_came() -> None:
+    values = [(float(value), number) for number, value in enumerate(np.random.default_rng(0).permutation(200) // 3)]
+    lowest = LowestSoFar(20)
+    admitted = [value for value in values if lowest.admits(value)]
+    assert sorted(admitted)[:20] == sorted(values)[:20]
+    assert len(admitted) < 120
 
 
-def test_the_summary_says_what_was_measured_with_what(
-    config: Callable[..., LvisConfig], dataset: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    summary = evaluate_lvis(config(keep_ratio=0.5))
-    assert json.loads((dataset / "out" / "summary.json").read_text()) == summary
-    assert summary["counts"] == {
-        "images": 2,
-        "instances": 5,
-        "skipped_empty": 1,
-        "crowd_used": 0,
-        "crowd_excluded": 1,
+def test_the_worst_answers_to_boxes_are_kept_as_they_were(sam: Sam, dataset: Path) -> None:
+    result = measured(sam, dataset)
+    assert {(a.ann_id, a.iou_box, a.piou_box) for a in result.worst} == {
+        (row.ann_id, row.iou_box, row.piou_box) for row in result.rows
     }
-    assert summary["skipped_empty_ids"] == [EMPTY]
-    assert (summary["model"], summary["keep_ratio"], summary["seed"]) == ("blvit_tiny", 0.5, 0)
-    assert summary["protocol"] == {"name": "blvit", "points": "uniform", "select": "argmax"}
-    for key, name in (("checkpoint", "tiny.safetensors"), ("annotations", "annotations.json")):
-        digest = hashlib.sha256((dataset / name).read_bytes()).hexdigest()
-        assert summary[key] == {"file": name, "sha256": digest}
-    assert (summary["device"], summary["torch"]) == ("cpu", torch.__version__)
-    assert summary["wall_seconds"] > 0
-    assert f"{summary['miou']['instance']['3pt']:.1f} |" in capsys.readouterr().out
 
 
-def test_the_means_can_be_made_anew_from_the_rows(config: Callable[..., LvisConfig], dataset: Path) -> None:
-    summary = evaluate_lvis(config())
-    with open(dataset / "out" / "instances.csv", newline="") as file:
-        lines = list(csv.DictReader(file))
-    rows = [Row(**{name: float(value) for name, value in line.items()}) for line in lines]  # type: ignore[arg-type]
-    assert [int(row.ann_id) for row in rows] == [11, 13, 14, 12, 15]
-    assert mean_ious(rows) == summary["miou"]
+def test_primary_tokens_are_compared_where_the_photograph_is_perturbed(sam: Sam, dataset: Path) -> None:
+    assert measured(sam, dataset).primary == {}
+    sam.image_encoder.keep_ratio = 0.25
+    dark = measured(sam, dataset, perturbation=perturbation_named("dark")).primary
+    assert set(dark) == {"1", "3"}
+    assert all(0 < kept < of for kept, of in dark.values())
+    sam.image_encoder.keep_ratio = 1.0
+    assert measured(sam, dataset, perturbation=perturbation_named("dark")).primary == {}
 
 
-def test_the_keep_ratio_reaches_the_model(config: Callable[..., LvisConfig]) -> None:
-    few, all_ = (evaluate_lvis(config(keep_ratio=ratio))["miou"]["instance"] for ratio in (0.1, 1.0))
-    assert few != all_
+def test_a_shifted_photograph_is_asked_about_objects_where_they_went(sam: Sam, dataset: Path) -> None:
+    write_annotations(dataset, [annotation(1, 1, 5, 5, 20), annotation(2, 1, 100, 60, 15)], (1, 2))
+    rows = {row.ann_id: row for row in measured(sam, dataset, perturbation=perturbation_named("shift12")).rows}
+    assert rows[1].npix == 400
+    assert rows[2].npix == 15 * 8  # of 120 pixels 108 to 119 remain in view: columns 112 to 119
 
 
-def test_another_seed_moves_points_and_leaves_boxes(config: Callable[..., LvisConfig]) -> None:
-    first, second = (evaluate_lvis(config(seed=seed))["miou"]["instance"] for seed in (0, 1))
-    assert first["box"] == second["box"]
-    assert first["1pt"] != second["1pt"]
-    assert first["3pt"] != second["3pt"]
+def test_a_measurement_comes_back_from_json_exactly(sam: Sam, dataset: Path) -> None:
+    result = measured(sam, dataset, perturbation=perturbation_named("jpeg30"), oracle=True)
+    assert Measurement.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
-def test_crowds_are_measured_on_request(config: Callable[..., LvisConfig]) -> None:
-    counts = evaluate_lvis(config(include_crowd=True))["counts"]
-    assert (counts["instances"], counts["crowd_used"], counts["crowd_excluded"]) == (6, 1, 0)
+def test_joining_measurements_keeps_order_and_adds_tokens() -> None:
+    parts = [
+        Measurement(skipped_empty=[3], primary={"1": (2, 4)}),
+        Measurement(skipped_empty=[1], primary={"1": (1, 4), "3": (5, 5)}),
+    ]
+    whole = Measurement.joined(parts)
+    assert (whole.skipped_empty, whole.primary) == ([3, 1], {"1": (3, 8), "3": (5, 5)})
 
 
-def test_shipped_weights_are_named_like_any_checkpoint(
-    config: Callable[..., LvisConfig], sam: Sam, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sam_blvit.evaluate.masks.load_model", lambda _: sam)
-    checkpoint = evaluate_lvis(config(checkpoint=None))["checkpoint"]
-    assert checkpoint == {"file": "blvit_tiny.safetensors", "sha256": file_sha256(SHIPPED_WEIGHTS)}
-
-
-@pytest.mark.parametrize(
-    ("fields", "problem"),
-    [
-        ({"protocol": "ritm"}, "no protocol named 'ritm'"),
-        ({"seed": -1}, "seed=-1 is negative"),
-        ({"annotations": Path("none.json")}, "none.json is not a file"),
-        ({"images": Path("nowhere")}, "images nowhere: 2 of 2 photographs are missing .val2017: 2."),
-        ({"checkpoint": Path("none.pth")}, "checkpoint none.pth is not a file"),
-    ],
-)
-def test_what_cannot_be_measured_stops_with_one_line(
-    config: Callable[..., LvisConfig], fields: dict[str, Any], problem: str, refused: Any
-) -> None:
-    with refused(ValueError, problem):
-        evaluate_lvis(config(**fields))
-
-
-def test_photographs_are_looked_for_before_the_model_loads(config: Callable[..., LvisConfig], refused: Any) -> None:
-    with refused(ValueError, "photographs are missing"):
-        evaluate_lvis(config(images=Path("nowhere"), checkpoint=Path("none.pth")))
-
-
-def test_only_photographs_with_objects_to_measure_are_needed(config: Callable[..., LvisConfig], dataset: Path) -> None:
-    write_annotations(dataset, [ANNOTATIONS[0], annotation(CROWD, 2, 3, 3, 9, iscrowd=1)])
-    (dataset / "val2017" / "2.png").unlink()
-    assert evaluate_lvis(config())["counts"]["images"] == 1
-
-
-def test_nothing_but_crowds_is_refused(config: Callable[..., LvisConfig], dataset: Path, refused: Any) -> None:
-    write_annotations(dataset, [ANNOTATIONS[-1]])
-    with refused(ValueError, "all 1 are crowds; add --include-crowd"):
-        evaluate_lvis(config())
-
-
-def test_nothing_but_empty_masks_is_refused(config: Callable[..., LvisConfig], dataset: Path, refused: Any) -> None:
-    write_annotations(dataset, [annotation(EMPTY, 1, 0, 0, 1, segmentation=[])])
-    with refused(ValueError, "none of 1 masks has a pixel"):
-        evaluate_lvis(config())
+def test_a_polygon_of_a_pixel_is_measured(sam: Sam, dataset: Path) -> None:
+    write_annotations(dataset, [annotation(1, 1, 5, 5, 1, segmentation=polygon(5, 5, 1))], (1, 2))
+    assert [row.npix for row in measured(sam, dataset).rows] == [1]
 
 
 @pytest.mark.data
@@ -309,14 +191,7 @@ def test_real_lvis_photographs_are_measured(sam: Sam) -> None:
     records, instances = read_instances(REAL / "lvis_val_9.json")
     wanted = list(dict.fromkeys(a.image_id for a in instances))[:3]
     images = find_images([records[image_id] for image_id in wanted], REAL / "images")
-    result = measure_masks(
-        sam,
-        images,
-        [a for a in instances if a.image_id in wanted],
-        protocol=PROTOCOLS["blvit"],
-        seed=0,
-        prompts_per_batch=8,
-    )
+    result = measure_masks(sam, images, [a for a in instances if a.image_id in wanted], PAPER)
     assert len(result.rows) + len(result.skipped_empty) == sum(a.image_id in wanted for a in instances)
     for row in result.rows:
         assert row.npix == pytest.approx(row.area, rel=0.5, abs=40)  # the right mask for the right object

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.build import build_sam
-from sam_blvit.model.sam import Sam
+from sam_blvit.model.sam import Sam, decode
 
 Config = Callable[..., ModelConfig]
 Randomize = Callable[[nn.Module], nn.Module]
@@ -191,7 +191,7 @@ def gradients_of_a_mask_loss(sam: Sam) -> dict[str, float]:
     torch.manual_seed(1)
     embedding = sam.encode_images([torch.rand(3, *UPRIGHT) * 255])
     points = torch.tensor([[[30.0, 40.0]]]), torch.tensor([[1]])
-    logits, _ = sam.decode(embedding, points=points, multimask_output=True)
+    logits, _ = decode(sam, embedding, points=points, multimask_output=True)
     target = (torch.rand_like(logits) > 0.5).float()
     nn.functional.binary_cross_entropy_with_logits(logits, target).backward()
     return {

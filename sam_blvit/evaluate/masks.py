@@ -1,237 +1,187 @@
-"""Point and box mIoU: one prompt an object, the mask that comes back against the annotated one.
+"""Point and box mIoU: what SAM answers about each object against the annotated mask.
 
-IoU is exact: pixels counted at the photograph's own resolution. Neither the order of the annotations nor the size of
-a batch changes a number.
-
-Shapes:
-    P  prompts of a batch    h, w  the photograph after resizing    H, W  the photograph    G  tokens along a side
+IoU is exact: pixels counted at the photograph's own resolution. Neither the order of the annotations, nor the number
+of processes, nor (but for near ties of rounding) the size of a batch changes a number.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import json
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
-from tqdm import tqdm
+from segment_anything.modeling import Sam as OriginalSam
 
-from sam_blvit.checkpoint import SHIPPED_WEIGHTS, file_sha256, load_model, write_atomically
-from sam_blvit.config import LvisConfig
-from sam_blvit.data.images import read_image
-from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
-from sam_blvit.data.prompts import DRAW, corners
-from sam_blvit.evaluate.protocols import Protocol, protocol_named
-from sam_blvit.evaluate.summary import Row, mean_ious, summary_table, write_csv
+from sam_blvit.data.instances import ImageFile, Instance
+from sam_blvit.evaluate.clicks import Asked, Examiner
+from sam_blvit.evaluate.overlap import boundary_iou, iou
+from sam_blvit.evaluate.perturb import CLEAN, Perturbation
+from sam_blvit.evaluate.photographs import Photograph, Truth, by_image, photographs
+from sam_blvit.evaluate.protocols import Protocol
+from sam_blvit.evaluate.summary import Row
+from sam_blvit.evaluate.view import View, pixels_of
+from sam_blvit.evaluate.worst import WORST, BadAnswer, bad_answer
 from sam_blvit.model.sam import Sam
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Every object measured, and those that could not be."""
+    """Every object of a photograph, or of many."""
 
-    rows: list[Row]
-    skipped_empty: list[int]
+    rows: list[Row] = field(default_factory=list)
+    """One an object and seed."""
+    skipped_empty: list[int] = field(default_factory=list)
     """Ids of annotations without a single pixel."""
+    worst: list[BadAnswer] = field(default_factory=list)
+    """The lowest IoUs from a box, and perhaps others that were the lowest when they were met."""
+    primary: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By router's layer: primary tokens that stayed so under the perturbation, and primary tokens."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; floats come back exactly."""
+        return dataclasses.asdict(self)
 
-def evaluate_lvis(config: LvisConfig) -> dict[str, Any]:
-    """Measure `config`'s model on its annotations; write summary.json and instances.csv and return the summary.
-
-    Annotations and photographs are checked before the model loads. ValueError, one line, if anything is amiss.
-    """
-    protocol = protocol_named(config.protocol)
-    records, annotated = read_instances(config.annotations)
-    instances = [instance for instance in annotated if config.include_crowd or not instance.crowd]
-    if not instances:
-        raise ValueError(
-            f"annotations {config.annotations}: all {len(annotated)} are crowds; add --include-crowd to measure them"
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Measurement:
+        """The inverse of `to_json`."""
+        return cls(
+            rows=[Row(**row) for row in record["rows"]],
+            skipped_empty=record["skipped_empty"],
+            worst=[BadAnswer(**answer) for answer in record["worst"]],
+            primary={layer: (kept, of) for layer, (kept, of) in record["primary"].items()},
         )
-    images = find_images([records[i] for i in dict.fromkeys(a.image_id for a in instances)], config.images)
-    config.output.mkdir(parents=True, exist_ok=True)
-    sam = load_model(config)
-    start = time.perf_counter()
-    measured = measure_masks(
-        sam, images, instances, protocol=protocol, seed=config.seed, prompts_per_batch=config.prompts_per_batch
-    )
-    if not measured.rows:
-        raise ValueError(f"annotations {config.annotations}: none of {len(instances)} masks has a pixel")
-    summary = {
-        "miou": mean_ious(measured.rows),
-        "counts": _counts(measured, annotated, instances),
-        "skipped_empty_ids": measured.skipped_empty,
-        **_provenance(config, protocol, sam),
-        "wall_seconds": round(time.perf_counter() - start, 2),
-    }
-    write_atomically(
-        config.output / "summary.json", lambda to: Path(to).write_text(json.dumps(summary, indent=2) + "\n")
-    )
-    write_atomically(config.output / "instances.csv", lambda to: write_csv(measured.rows, to))
-    print(summary_table(summary))
-    return summary
+
+    @classmethod
+    def joined(cls, parts: Iterable[Measurement]) -> Measurement:
+        """All of `parts` as one, in their order."""
+        whole = cls()
+        for part in parts:
+            whole.rows.extend(part.rows)
+            whole.skipped_empty.extend(part.skipped_empty)
+            whole.worst.extend(part.worst)
+            for layer, (kept, of) in part.primary.items():
+                kept_so_far, of_so_far = whole.primary.get(layer, (0, 0))
+                whole.primary[layer] = (kept_so_far + kept, of_so_far + of)
+        return whole
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class MaskMeasure:
+    """How masks are measured."""
+
+    protocol: Protocol
+    seeds: tuple[int, ...] = (0,)
+    prompts_per_batch: int = 64
+    oracle: bool = False
+    """Whether the best of the decoder's masks is scored too."""
+    perturbation: Perturbation = CLEAN
+
+    @torch.no_grad()
+    def by_image(
+        self, sam: OriginalSam, images: Sequence[ImageFile], instances: Mapping[int, Sequence[Instance]]
+    ) -> Iterator[tuple[int, Measurement]]:
+        """Image ids and what `sam`, as it is and where it is, does on the `instances` of each of `images`."""
+        lowest = LowestSoFar(WORST)
+        side = sam.image_encoder.img_size
+        for photograph in photographs(images, instances, side=side, perturbation=self.perturbation):
+            measured = Measurement(skipped_empty=photograph.skipped_empty, primary=self._primary(sam, photograph))
+            if photograph.truths:
+                view = View.of(sam, photograph.resized, photograph.size)
+                examiner = Examiner(view, self.protocol, self.oracle)
+                for start in range(0, len(photograph.truths), self.prompts_per_batch):
+                    self._measure(examiner, photograph.truths[start : start + self.prompts_per_batch], measured, lowest)
+            yield photograph.image.image_id, measured
+
+    def _measure(self, examiner: Examiner, truths: Sequence[Truth], measured: Measurement, lowest: LowestSoFar) -> None:
+        """Add to `measured` what is asked about `truths` at once."""
+        boxes = examiner.boxes(truths)
+        box_scores = _scores("box", boxes, truths)
+        for seed in self.seeds:
+            one, three = examiner.points(truths, seed=seed)
+            columns = {**box_scores, **_scores("1pt", one, truths), **_scores("3pt", three, truths)}
+            measured.rows.extend(_row(truth, seed, columns, index) for index, truth in enumerate(truths))
+        for index, truth in enumerate(truths):
+            if lowest.admits((box_scores["iou_box"][index], truth.instance.ann_id)):
+                measured.worst.append(
+                    bad_answer(
+                        truth.instance,
+                        boxes.answer.masks[index],
+                        iou_box=box_scores["iou_box"][index],
+                        piou_box=box_scores["piou_box"][index],
+                    )
+                )
+
+    def _primary(self, sam: OriginalSam, photograph: Photograph) -> dict[str, tuple[int, int]]:
+        if self.perturbation is CLEAN or not isinstance(sam, Sam):
+            return {}
+        before, after = (
+            sam.image_encoder.encode(sam.preprocess(pixels_of(pixels, sam.device))).routings
+            for pixels in (photograph.unperturbed, photograph.resized)
+        )
+        return {
+            str(layer): (int((chosen.primary * after[layer].primary).sum()), int(chosen.primary.sum()))
+            for layer, chosen in before.items()
+        }
+
+
 def measure_masks(
-    sam: Sam,
-    images: Sequence[ImageFile],
-    instances: Iterable[Instance],
-    *,
-    protocol: Protocol,
-    seed: int,
-    prompts_per_batch: int,
+    sam: OriginalSam, images: Sequence[ImageFile], instances: Iterable[Instance], how: MaskMeasure
 ) -> Measurement:
     """Measure `sam`, as it is and where it is, on `instances` of `images`; each photograph is encoded once.
 
-    For a trainer: `lambda sam: mean_ious(measure_masks(sam, images, instances, ...).rows)`.
+    For a trainer: `lambda sam: mean_ious(measure_masks(sam, images, instances, how).rows)`.
     """
-    of_image: dict[int, list[Instance]] = defaultdict(list)
-    for instance in instances:
-        of_image[instance.image_id].append(instance)
-    homeless = set(of_image) - {image.image_id for image in images}
-    if homeless:
+    groups = by_image(instances)
+    if homeless := set(groups) - {image.image_id for image in images}:
         raise ValueError(f"instances of {len(homeless)} images that are not among `images`, first {min(homeless)}")
-    measured = Measurement([], [])
-    annotated = [image for image in images if image.image_id in of_image]
-    for image in tqdm(annotated, desc=protocol.name, unit="image", disable=None):
-        view, there = _encoded(sam, image), of_image[image.image_id]
-        for start in range(0, len(there), prompts_per_batch):
-            truths = [(a, a.mask(image.height, image.width)) for a in there[start : start + prompts_per_batch]]
-            measured.skipped_empty.extend(a.ann_id for a, mask in truths if not mask.any())
-            truths = [(a, mask) for a, mask in truths if mask.any()]
-            if truths:
-                measured.rows.extend(_rows(view, truths, protocol=protocol, seed=seed))
-    return measured
+    annotated = [image for image in images if image.image_id in groups]
+    return Measurement.joined(measured for _, measured in how.by_image(sam, annotated, groups))
 
 
-def highest_predicted(predicted: Tensor) -> Tensor:
-    """Index (P,) of the mask that the decoder itself rates best by `predicted` IoU (P, 3)."""
-    return predicted.argmax(dim=1)
+class LowestSoFar:
+    """Whether a value is among the lowest that were met: what is lowest of all always was when it came."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lowest: list[tuple[float, int]] = []
+
+    def admits(self, value: tuple[float, int]) -> bool:
+        """Whether `value`, now met, is among the lowest so far."""
+        bisect.insort(self._lowest, value)
+        if len(self._lowest) <= self._most:
+            return True
+        return self._lowest.pop() != value
 
 
-SELECT: Mapping[str, Callable[[Tensor], Tensor]] = {"argmax": highest_predicted}
-"""Ways to select a mask, by the name a protocol calls them."""
-
-
-@dataclass(frozen=True)
-class _View:
-    """A photograph as the decoder sees it."""
-
-    sam: Sam
-    embedding: Tensor
-    original: tuple[int, int]
-    resized: tuple[int, int]
-    resize: ResizeLongestSide
-
-    def masks(self, prompt: dict[str, Any], select: str) -> tuple[Tensor, Tensor]:
-        """The scored mask (P, H, W) and its predicted IoU (P,) for each prompt."""
-        logits, predicted = self.sam.decode(self.embedding, **prompt, multimask_output=True)
-        chosen = torch.arange(len(predicted), device=predicted.device), SELECT[select](predicted)
-        full = self.sam.postprocess_masks(logits[chosen][:, None], self.resized, self.original)
-        return full[:, 0] > self.sam.mask_threshold, predicted[chosen]
-
-    def points(self, points: np.ndarray) -> dict[str, Any]:
-        """Points on the object (P, n, 2), pixels of the photograph, as a prompt."""
-        coordinates = self._tensor(self.resize.apply_coords(points, self.original))
-        return {"points": (coordinates, torch.ones(coordinates.shape[:2], device=coordinates.device))}
-
-    def boxes(self, boxes: np.ndarray) -> dict[str, Any]:
-        """Boxes (P, 4), pixels of the photograph, as a prompt."""
-        return {"boxes": self._tensor(self.resize.apply_boxes(boxes, self.original))}
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.float32, device=self.sam.device)
-
-
-def _encoded(sam: Sam, image: ImageFile) -> _View:
-    pixels = read_image(image.path)
-    if pixels.shape[:2] != (image.height, image.width):
-        raise ValueError(
-            f"image {image.path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotations are for "
-            f"{image.width} x {image.height}; use the dataset's original files"
-        )
-    resize = ResizeLongestSide(sam.image_encoder.img_size)
-    resized = resize.apply_image(pixels)
-    tensor = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None]
-    return _View(
-        sam=sam,
-        embedding=sam.image_encoder(sam.preprocess(tensor)),
-        original=(image.height, image.width),
-        resized=resized.shape[:2],
-        resize=resize,
-    )
-
-
-def _rows(
-    view: _View, truths: Sequence[tuple[Instance, NDArray[np.bool_]]], *, protocol: Protocol, seed: int
-) -> list[Row]:
-    """Prompt for all objects of `truths`, each with its true mask, at once, and score what comes back."""
-    points = np.stack([DRAW[protocol.points](mask, seed=seed, ann_id=a.ann_id) for a, mask in truths])
-    prompts = {
-        "1pt": view.points(points[:, :1]),
-        "3pt": view.points(points),
-        "box": view.boxes(np.array([corners(a.box) for a, _ in truths])),
-    }
-    truth = torch.as_tensor(np.stack([mask for _, mask in truths]), device=view.sam.device)
-    scores: dict[str, list[float]] = {}
-    for name, prompt in prompts.items():
-        masks, predicted = view.masks(prompt, protocol.select)
-        scores[f"iou_{name}"] = iou_percent(masks, truth)
-        scores[f"piou_{name}"] = [100 * value for value in predicted.tolist()]
-    return [
-        Row(
-            ann_id=a.ann_id,
-            image_id=a.image_id,
-            category_id=a.category_id,
-            area=a.area,
-            npix=int(mask.sum()),
-            **{name: values[index] for name, values in scores.items()},
-        )
-        for index, (a, mask) in enumerate(truths)
+def _scores(prompt: str, asked: Asked, truths: Sequence[Truth]) -> dict[str, Sequence[float]]:
+    """Columns of a prompt's results, one value an object, percent."""
+    answer = asked.answer
+    pairs: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = [
+        (mask, truth.mask) for mask, truth in zip(answer.masks, truths, strict=True)
     ]
-
-
-def iou_percent(masks: Tensor, truth: Tensor) -> list[float]:
-    """IoU of each of `masks` with each of `truth` (P, H, W), from whole numbers of pixels."""
-    both = (masks & truth).flatten(1).sum(1).tolist()
-    either = (masks | truth).flatten(1).sum(1).tolist()
-    return [100 * b / e for b, e in zip(both, either, strict=True)]
-
-
-def _counts(measured: Measurement, annotated: Sequence[Instance], chosen: Sequence[Instance]) -> dict[str, int]:
-    crowds = {instance.ann_id for instance in annotated if instance.crowd}
-    return {
-        "images": len({row.image_id for row in measured.rows}),
-        "instances": len(measured.rows),
-        "skipped_empty": len(measured.skipped_empty),
-        "crowd_used": sum(row.ann_id in crowds for row in measured.rows),
-        "crowd_excluded": len(annotated) - len(chosen),
+    columns: dict[str, Sequence[float]] = {
+        f"iou_{prompt}": [iou(mask, truth) for mask, truth in pairs],
+        f"piou_{prompt}": answer.predicted.tolist(),
+        f"biou_{prompt}": [boundary_iou(mask, truth) for mask, truth in pairs],
     }
+    if asked.oracle is not None:
+        columns[f"iou_{prompt}_oracle"] = asked.oracle.tolist()
+    return columns
 
 
-def _provenance(config: LvisConfig, protocol: Protocol, sam: Sam) -> dict[str, Any]:
-    """What was measured, with what, where: all that it takes to measure it again."""
-    return {
-        "model": sam.config.name,
-        "keep_ratio": sam.image_encoder.keep_ratio,
-        "checkpoint": _identity(config.checkpoint or SHIPPED_WEIGHTS),
-        "image_size": sam.config.image_size,
-        "annotations": _identity(config.annotations),
-        "protocol": dataclasses.asdict(protocol),
-        "seed": config.seed,
-        "device": torch.cuda.get_device_name(sam.device) if sam.device.type == "cuda" else str(sam.device),
-        "torch": torch.__version__,
-    }
-
-
-def _identity(path: Path) -> dict[str, str]:
-    return {"file": path.name, "sha256": file_sha256(path)}
+def _row(truth: Truth, seed: int, columns: Mapping[str, Sequence[float]], index: int) -> Row:
+    instance = truth.instance
+    return Row(
+        seed=seed,
+        ann_id=instance.ann_id,
+        image_id=instance.image_id,
+        category_id=instance.category_id,
+        area=instance.area,
+        npix=int(truth.mask.sum()),
+        **{name: values[index] for name, values in columns.items()},
+    )

@@ -1,38 +1,108 @@
-"""Named protocols: how prompts are drawn and which of the decoder's masks is scored.
+"""Named protocols: how prompts are drawn, which of the decoder's masks is scored, what is averaged.
 
 The same weights differ by up to 9 points of mIoU between the protocols in use, so a number always goes with the name
-of its protocol.
+of its protocol. A protocol is data alone; `sam_blvit.evaluate.clicks` and `sam_blvit.evaluate.view` carry it out.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam_blvit.config import EVALUATION_CHOICES
+
+CHOICES = {
+    "first": ("uniform", "centre"),
+    "later": ("uniform", "uniform-error", "centre-error"),
+    "select": EVALUATION_CHOICES["select"],
+    "box_source": EVALUATION_CHOICES["box_source"],
+    "average": ("instance", "image", "category"),
+    "subset": EVALUATION_CHOICES["subset"],
+}
+"""Fields of a protocol, and the words they take."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One way to measure. Every point lies on the object; the box is the annotation's."""
+    """One way to measure. One point and three points are two prompts; a box is the third."""
 
     name: str
-    points: str
-    """How points are drawn, a name in `sam_blvit.data.prompts.DRAW`. All of them are given at once, none after
-    looking at a mask."""
+    first: str
+    """The first point: uniform over the object, or the centre, where the distance to its outside is largest."""
+    later: str
+    """The other points: uniform over the object, all given at once; or each after a look at the mask so far, uniform
+    over its error or at the centre of its larger error (missed pixels positive, wrong ones negative)."""
     select: str
-    """Which of the decoder's three masks is scored, a name in `sam_blvit.evaluate.masks.SELECT`."""
+    """The mask scored: argmax of three by predicted IoU, the single one, oracle (of three by true IoU), or sam (argmax
+    for exactly one point, else single)."""
+    box_source: str = "ann"
+    """The box: as annotated, or the tightest around the mask."""
+    feed_mask: bool = False
+    """Whether a later point comes with the logits of the mask that it corrects."""
+    average: str = "instance"
+    """The mean that is the headline: over instances, over images, or over categories."""
+    subset: str = "full"
+    """full, or minival: photographs of val2017 alone."""
+
+    def __post_init__(self) -> None:
+        for field, words in CHOICES.items():
+            if (value := getattr(self, field)) not in words:
+                raise ValueError(f"protocol {self.name}: {field}={value!r} is not one of {', '.join(words)}")
+        if self.feed_mask and not self.iterative:
+            raise ValueError(f"protocol {self.name}: feed_mask needs points that correct a mask, later=*-error")
+
+    @property
+    def iterative(self) -> bool:
+        """Whether a later point looks at the mask so far."""
+        return self.later.endswith("-error")
+
+    @property
+    def label(self) -> str:
+        """The name, and what was overridden."""
+        mine = dataclasses.asdict(self)
+        usual = dataclasses.asdict(PROTOCOLS.get(self.name, self))
+        changed = [f"{field}={value}" for field, value in mine.items() if value != usual[field]]
+        return " ".join([self.name, *changed])
 
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         # big.LITTLE ViT, section 4.2, in the words of EfficientSAM, section 4.3
-        Protocol(name="blvit", points="uniform", select="argmax"),
+        Protocol(name="blvit", first="uniform", later="uniform", select="argmax"),
+        # EdgeSAM's evaluator with --point-from mask-rand --refine-iter 3
+        Protocol(name="edge-rand", first="uniform", later="uniform-error", select="single"),
+        # EdgeSAM's paper
+        Protocol(name="edge-center", first="centre", later="uniform-error", select="single"),
+        # the clicker of RITM, in the evaluators of EfficientViT-SAM and TinySAM
+        Protocol(name="ritm", first="centre", later="centre-error", select="argmax"),
+        # Segment Anything, section 6 and appendix D.1
+        Protocol(name="sam-rand", first="uniform", later="centre-error", select="sam"),
     )
 }
 """Every protocol by name."""
 
 
-def protocol_named(name: str) -> Protocol:
-    """The protocol called `name`; ValueError lists the names there are."""
-    if name not in PROTOCOLS:
-        raise ValueError(f"no protocol named {name!r}; there are {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+def protocol_named(name: str, **overrides: Any) -> Protocol:
+    """The protocol called `name`, or frozen in the JSON file of that path, with those `overrides` that are not None.
+
+    ValueError lists the names there are, or says what is wrong with the file.
+    """
+    protocol = _read(Path(name)) if name.endswith(".json") else PROTOCOLS.get(name)
+    if protocol is None:
+        raise ValueError(
+            f"no protocol named {name!r}; there are {', '.join(PROTOCOLS)}, or a .json of eval/calibrate.py"
+        )
+    return dataclasses.replace(protocol, **{field: value for field, value in overrides.items() if value is not None})
+
+
+def _read(path: Path) -> Protocol:
+    if not path.is_file():
+        raise ValueError(f"protocol {path} is not a file; eval/calibrate.py writes one")
+    try:
+        return Protocol(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"protocol {path} cannot be used ({str(error).splitlines()[0]})") from error

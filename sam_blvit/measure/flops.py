@@ -9,6 +9,7 @@ Both cover the whole SAM with one image and one point prompt.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -18,15 +19,16 @@ from math import prod
 from typing import Any
 
 import torch
+from segment_anything.modeling import Sam as OriginalSam
 from segment_anything.utils.transforms import ResizeLongestSide
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
 from sam_blvit.model.build import build_sam
-from sam_blvit.model.sam import Sam
+from sam_blvit.model.sam import Sam, decode
 
 G = 1e9
 FLOP_PER_MAC = 2
@@ -89,15 +91,12 @@ def count_macs(config: ModelConfig, *, input_size: tuple[int, int] | None = None
     `input_size` is a photograph's height and width: it is resized and padded as the model does with it. None: the
     model's whole square.
     """
-    full, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=_PAPER_RULES)
     with torch.device("meta"):
         sam = build_sam(config).requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True):  # unlike meta tensors they run autocast
         sam.to_empty(device="cpu")
         height, width = _encoder_size(sam, input_size)
-        # the math path shows attention as plain products, whatever kernels this torch has
-        with sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
-            _run(sam, (height, width))
+        paper, full = _counted_run(sam, (height, width))
     return MacCount(
         model=config.name,
         keep_ratio=sam.image_encoder.keep_ratio,
@@ -105,6 +104,18 @@ def count_macs(config: ModelConfig, *, input_size: tuple[int, int] | None = None
         parts=_by_part(paper, full),
         parameters=sum(parameter.numel() for parameter in sam.parameters()),
     )
+
+
+def sam_macs(sam: OriginalSam) -> tuple[Macs, Macs]:
+    """MACs of the encoder, and of the whole, of any segment_anything Sam on its whole square; nothing of it is run."""
+    side = sam.image_encoder.img_size
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with FakeCopyMode(mode):
+            fake = copy.deepcopy(sam).requires_grad_(False)
+        paper, full = _counted_run(fake, (side, side))
+    encoder, decoder = (re.escape(type(part).__name__) for part in (sam.image_encoder, sam.mask_decoder))
+    of_encoder = Macs(_macs(paper, encoder), _macs(full, encoder))
+    return of_encoder, Macs(of_encoder.paper + _macs(paper, decoder), full.get_total_flops() // FLOP_PER_MAC)
 
 
 def flops(models: tuple[str, ...], config: FlopsConfig) -> str:
@@ -177,9 +188,15 @@ def _encoder_size(sam: Sam, photograph: tuple[int, int] | None) -> tuple[int, in
     return sam.image_encoder.padded_size(*ResizeLongestSide.get_preprocess_shape(*photograph, side))
 
 
-def _run(sam: Sam, size: tuple[int, int]) -> None:
-    embedding = sam.image_encoder(torch.empty(1, 3, *size))
-    sam.decode(embedding, points=(torch.empty(1, 1, 2), torch.ones(1, 1)), multimask_output=True)
+def _counted_run(sam: OriginalSam, size: tuple[int, int]) -> tuple[FlopCounterMode, FlopCounterMode]:
+    """What one image of `size` and one point cost: counters of the paper's convention and of every product."""
+    full, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=_PAPER_RULES)
+    # the math path shows attention as plain products, whatever kernels this torch has
+    with sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
+        embedding = sam.image_encoder(torch.empty(1, 3, *size, device=sam.device))
+        point = torch.empty(1, 1, 2, device=sam.device), torch.ones(1, 1, device=sam.device)
+        decode(sam, embedding, points=point, multimask_output=True)
+    return paper, full
 
 
 def _by_part(paper: FlopCounterMode, full: FlopCounterMode) -> dict[str, Macs]:

@@ -56,33 +56,10 @@ class Sam(OriginalSam):
             for record, embedding in zip(batched_input, embeddings, strict=True)
         ]
 
-    def decode(
-        self,
-        embedding: Tensor,
-        *,
-        points: tuple[Tensor, Tensor] | None = None,
-        boxes: Tensor | None = None,
-        masks: Tensor | None = None,
-        multimask_output: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Masks for P prompts on one image.
-
-        `embedding` (1, 256, G, G); `points` coordinates (P, n, 2) and labels (P, n); `boxes` (P, 4); `masks`
-        (P, 1, 4G, 4G) logits; coordinates in pixels of the resized image.
-        Returns mask logits (P, 3 or 1, 4G, 4G) and predicted IoU (P, 3 or 1).
-        """
-        sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=masks)
-        return self.mask_decoder(
-            image_embeddings=embedding,
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask_output,
-        )
-
     def _masks_of(self, record: dict[str, Any], embedding: Tensor, multimask_output: bool) -> dict[str, Tensor]:
         points = (record["point_coords"], record["point_labels"]) if "point_coords" in record else None
-        logits, iou = self.decode(
+        logits, iou = decode(
+            self,
             embedding,
             points=points,
             boxes=record.get("boxes"),
@@ -100,3 +77,28 @@ class Sam(OriginalSam):
             )
         x = (x - self.pixel_mean) / self.pixel_std
         return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]))
+
+
+def decode(
+    sam: OriginalSam,
+    embedding: Tensor,
+    *,
+    points: tuple[Tensor, Tensor] | None = None,
+    boxes: Tensor | None = None,
+    masks: Tensor | None = None,
+    multimask_output: bool,
+) -> tuple[Tensor, Tensor]:
+    """Masks of any segment_anything Sam for P prompts on one image.
+
+    `embedding` (1, 256, G, G); `points` coordinates (P, n, 2) and labels (P, n); `boxes` (P, 4); `masks`
+    (P, 1, 4G, 4G) logits; coordinates in pixels of the resized image.
+    Returns mask logits (P, 3 or 1, 4G, 4G) and predicted IoU (P, 3 or 1).
+    """
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
+    return sam.mask_decoder(
+        image_embeddings=embedding,
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=multimask_output,
+    )

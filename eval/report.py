@@ -1,0 +1,11 @@
+"""Join evaluation runs into one table on screen and one page, report.html, that needs nothing but a browser.
+
+$ python eval/report.py runs/lvis runs/coco --output runs/report
+"""
+
+from sam_blvit.evaluate.report import report
+
+from sam_blvit.cli import run
+
+if __name__ == "__main__":
+    run(report)

@@ -1,0 +1,159 @@
+"""Charts of a report, as SVG text: one colour and one marker a prompt in all of them.
+
+Figures are made and written directly, without pyplot: it would keep every one of them and look for a screen.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sam_blvit.evaluate.statistics import BINS, Reliability
+from sam_blvit.evaluate.summary import PROMPTS
+
+STYLE: Any = {  # keys typed as matplotlib's own list of them
+    "svg.fonttype": "none",  # text stays text, in the reader's own font
+    "svg.hashsalt": "sam_blvit",  # the same data give the same bytes
+    "text.parse_math": False,  # a name may hold a $
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+}
+COLOURS = {"box": "#0072b2", "1pt": "#d55e00", "3pt": "#009e73"}
+MARKERS = {"box": "s", "1pt": "o", "3pt": "^"}
+SIZE_COLOURS = {"small": "#9ecae1", "medium": "#4292c6", "large": "#084594"}
+PANEL = (4.6, 3.6)
+"""Width and height of a panel, inches."""
+LONGEST_NAME = 32
+NEAR = 0.04
+"""Points of one prompt closer than this share of both axes have one label."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run in a chart of mIoU against something."""
+
+    label: str
+    x: float
+    miou: Mapping[str, float | None]
+    """By prompt, percent."""
+
+
+@rc_context(STYLE)
+def cost_chart(points: Sequence[Point], *, x_label: str) -> str:
+    """mIoU of each of `points` by prompt against what it costs, labelled."""
+    figure, axes = _panel(x_label)
+    x = [point.x for point in points]
+    for prompt in PROMPTS:
+        axes.scatter(x, _miou(points, prompt), color=COLOURS[prompt], marker=MARKERS[prompt], label=prompt)
+    axes.margins(0.12)
+    _label(axes, points)
+    _legend(figure)
+    return _svg(figure)
+
+
+@rc_context(STYLE)
+def keep_chart(points: Sequence[Point]) -> str:
+    """mIoU by prompt along the keep ratio, `x` of each of `points`."""
+    figure, axes = _panel("keep ratio")
+    points = sorted(points, key=lambda point: point.x)
+    x = [point.x for point in points]
+    for prompt in PROMPTS:
+        axes.plot(x, _miou(points, prompt), color=COLOURS[prompt], marker=MARKERS[prompt], label=prompt)
+    _label(axes, points)
+    _legend(figure)
+    return _svg(figure)
+
+
+@rc_context(STYLE)
+def size_chart(bars: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Box mIoU by size of the object for each run; `bars` by the run's name, then by size."""
+    figure = Figure(figsize=(1.4 * PANEL[0], 1 + 0.6 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    for index, (size, colour) in enumerate(SIZE_COLOURS.items()):
+        there = [(row, value) for row, of_run in enumerate(bars.values()) if (value := of_run[size]) is not None]
+        drawn = axes.barh(
+            [row + 0.27 * (index - 1) for row, _ in there],
+            [value for _, value in there],
+            height=0.25,
+            color=colour,
+            label=size,
+        )
+        axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=7)
+    axes.set_yticks(range(len(bars)), [_short(name) for name in bars])
+    axes.margins(x=0.1)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("box mIoU, %")
+    _legend(figure)
+    return _svg(figure)
+
+
+@rc_context(STYLE)
+def reliability_chart(curves: Mapping[str, Reliability], *, title: str) -> str:
+    """True against predicted IoU of one run, and how many objects each bin holds; `curves` by prompt."""
+    figure = Figure(figsize=(PANEL[0], 1.3 * PANEL[1]), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 100], [0, 100], color="#888", linestyle="--", linewidth=1)
+    centres = (np.arange(BINS) + 0.5) * 100 / BINS
+    for prompt, curve in curves.items():
+        look = {"color": COLOURS[prompt], "marker": MARKERS[prompt], "markersize": 4}
+        upper.plot(curve.predicted, curve.true, label=prompt, **look)
+        lower.plot(centres, curve.counts, **look)
+    upper.set_title(_short(title))
+    upper.set_ylabel("true IoU, %")
+    lower.set_ylabel("objects")
+    lower.set_ylim(bottom=0)
+    lower.set_xlabel("predicted IoU, %")
+    _legend(figure)
+    return _svg(figure)
+
+
+def _panel(x_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("mIoU, %")
+    return figure, axes
+
+
+def _label(axes: Axes, points: Sequence[Point]) -> None:
+    """Write each label beside its markers; markers of one prompt that all but coincide share one."""
+    width, height = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
+    for prompt in PROMPTS:
+        labels: dict[tuple[float, float], list[str]] = {}
+        for point, y in zip(points, _miou(points, prompt), strict=True):
+            near = (at for at in labels if abs(at[0] - point.x) < NEAR * width and abs(at[1] - y) < NEAR * height)
+            labels.setdefault(next(near, (point.x, y)), []).append(point.label)
+        for at, together in labels.items():
+            axes.annotate(", ".join(together), at, xytext=(5, 3), textcoords="offset points", fontsize=7)
+
+
+def _miou(points: Sequence[Point], prompt: str) -> NDArray[np.float64]:
+    """mIoU of each of `points`; NaN, which is not drawn, where there is none."""
+    return np.array([point.miou[prompt] for point in points], dtype=np.float64)
+
+
+def _legend(figure: Figure) -> None:
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

@@ -1,0 +1,89 @@
+"""What was measured, with what, where: all that it takes to measure it again."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.modeling import Sam as OriginalSam
+
+from sam_blvit import __version__
+from sam_blvit.checkpoint import SHIPPED, SHIPPED_WEIGHTS, file_sha256
+from sam_blvit.config import EvaluationConfig
+from sam_blvit.measure.flops import G, sam_macs
+from sam_blvit.measure.latency import processor
+from sam_blvit.model.sam import Sam
+
+SHORT_REVISION = 12
+
+
+def provenance(config: EvaluationConfig, sam: OriginalSam) -> dict[str, Any]:
+    """The model, its weights and the data by their hashes, the code and the machine."""
+    ours = isinstance(sam, Sam)
+    return {
+        "model": sam.config.name if isinstance(sam, Sam) else config.model,
+        "keep_ratio": sam.image_encoder.keep_ratio if ours else None,
+        "checkpoint": _weights_identity(config, sam),
+        "image_size": sam.image_encoder.img_size,
+        "parameters": sum(parameter.numel() for parameter in sam.parameters()),
+        "annotations": file_identity(config.annotations),
+        "prompts_per_batch": config.prompts_per_batch,
+        "device": torch.cuda.get_device_name(sam.device) if sam.device.type == "cuda" else str(sam.device),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "version": __version__,
+        "git": git_revision(),
+    }
+
+
+def gmacs(sam: OriginalSam) -> dict[str, float] | None:
+    """Multiply-adds of `sam` for one image and one point in both conventions, G; None for one that cannot be run on
+    fake tensors, as some rivals' own kernels cannot."""
+    try:
+        encoder, total = sam_macs(sam)
+    except Exception as error:  # whatever a foreign module raises
+        warnings.warn(f"multiply-adds not counted: {type(error).__name__} on fake tensors", stacklevel=2)
+        return None
+    return {
+        "paper": round(total.paper / G, 4),
+        "full": round(total.full / G, 4),
+        "encoder_paper": round(encoder.paper / G, 4),
+        "encoder_full": round(encoder.full / G, 4),
+    }
+
+
+def file_identity(path: Path) -> dict[str, str]:
+    """A file's name and hash."""
+    return {"file": path.name, "sha256": file_sha256(path)}
+
+
+def git_revision() -> str | None:
+    """The commit that this package is checked out at, with -dirty where files differ from it; None outside git."""
+    root = Path(__file__).parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", f"--abbrev={SHORT_REVISION}"]
+    if not (root / ".git").exists():
+        return None  # installed: a repository around it would be somebody else's
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _weights_identity(config: EvaluationConfig, sam: OriginalSam) -> dict[str, str | None]:
+    """The file that the weights came from; of a model without one the hash of its tensors."""
+    if config.checkpoint is not None:
+        return dict(file_identity(config.checkpoint))
+    if Path(config.model).is_file():
+        return dict(file_identity(Path(config.model)))
+    if config.model == SHIPPED:
+        return dict(file_identity(SHIPPED_WEIGHTS))
+    digest = hashlib.sha256()
+    for name, value in sam.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return {"file": None, "sha256": digest.hexdigest()}

@@ -1,0 +1,132 @@
+"""A photograph as SAM's decoder sees it: embedded once, then asked with any number of prompts.
+
+Works with anything of segment_anything's shape: an image encoder with `img_size`, a prompt encoder, a mask decoder,
+`preprocess`, `postprocess_masks` and `mask_threshold`.
+
+Shapes:
+    P  prompts of a batch    n  points of a prompt    H, W  the photograph    G  tokens along a side
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam as OriginalSam
+from torch import Tensor
+
+from sam_blvit.model.sam import decode
+from sam_blvit.predictor import Resize
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """P prompts of one kind, in pixels of the photograph."""
+
+    points: NDArray[np.floating | np.integer] | None = None
+    """(P, n, 2), each X, Y."""
+    labels: NDArray[np.integer] | None = None
+    """(P, n), 1 on the object, 0 off it."""
+    boxes: NDArray[np.floating] | None = None
+    """(P, 4), each X0, Y0, X1, Y1."""
+    logits: Tensor | None = None
+    """(P, 1, 4G, 4G) of an earlier answer."""
+
+    @property
+    def one_point(self) -> bool:
+        """Whether each prompt is a single point, which may mean a part or the whole."""
+        return self.points is not None and self.points.shape[1] == 1 and self.boxes is None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One mask for each prompt."""
+
+    masks: NDArray[np.bool_]
+    """(P, H, W)."""
+    predicted: NDArray[np.floating]
+    """(P,) predicted IoU, percent."""
+    logits: Tensor
+    """(P, 1, 4G, 4G)."""
+
+
+@dataclass(frozen=True)
+class View:
+    """An embedded photograph."""
+
+    sam: OriginalSam
+    embedding: Tensor
+    """(1, 256, G, G)."""
+    size: tuple[int, int]
+    """Height and width of the photograph."""
+    resized: tuple[int, int]
+    """Height and width as the encoder saw it, without padding."""
+
+    @classmethod
+    def of(cls, sam: OriginalSam, resized: NDArray[np.uint8], size: tuple[int, int]) -> View:
+        """Embed a photograph of `size` (H, W) from its `resized` pixels (h, w, 3)."""
+        embedding = sam.image_encoder(sam.preprocess(pixels_of(resized, sam.device)))
+        return cls(sam=sam, embedding=embedding, size=size, resized=(resized.shape[0], resized.shape[1]))
+
+    def answer(self, prompt: Prompt, select: str, truth: NDArray[np.bool_] | None = None) -> Answer:
+        """The mask that the rule `select` picks for each prompt: argmax, single, oracle or sam.
+
+        A mask is picked from the decoder's own small ones, so that one a prompt is enlarged; the oracle alone needs
+        all of them enlarged, and the `truth` (P, H, W).
+        """
+        multimask = select in ("argmax", "oracle") or (select == "sam" and prompt.one_point)
+        logits, predicted = self._decoded(prompt, multimask=multimask)
+        if select == "oracle":
+            assert truth is not None, "the oracle looks at the truth"
+            best = self._ious(logits, truth).argmax(dim=1).to(logits.device)
+        else:
+            best = predicted.argmax(dim=1)
+        each = torch.arange(len(logits), device=logits.device)
+        chosen = logits[each, best][:, None]
+        return Answer(
+            masks=self._enlarged(chosen)[:, 0].cpu().numpy(),
+            predicted=100 * predicted[each, best].float().cpu().numpy().astype(np.float64),
+            logits=chosen,
+        )
+
+    def best_iou(self, prompt: Prompt, truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Highest IoU (P,), percent, that one of the decoder's three masks has with the `truth` (P, H, W)."""
+        logits, _ = self._decoded(prompt, multimask=True)
+        return 100 * self._ious(logits, truth).amax(dim=1).numpy()
+
+    def _decoded(self, prompt: Prompt, *, multimask: bool) -> tuple[Tensor, Tensor]:
+        logits, predicted = decode(self.sam, self.embedding, **self._tensors(prompt), multimask_output=multimask)
+        if not (logits.isfinite().all() and predicted.isfinite().all()):
+            raise ValueError("the model's masks or predicted IoUs hold NaN or infinity; check its weights and dtype")
+        return logits, predicted
+
+    def _ious(self, logits: Tensor, truth: NDArray[np.bool_]) -> Tensor:
+        """IoU (P, 3) float64 of every mask with the `truth` (P, H, W), from whole numbers of pixels."""
+        masks = self._enlarged(logits).flatten(2)
+        true = torch.as_tensor(truth, device=masks.device)[:, None].flatten(2)
+        return (masks & true).sum(-1).cpu().double() / (masks | true).sum(-1).cpu().double()
+
+    def _enlarged(self, logits: Tensor) -> Tensor:
+        full = self.sam.postprocess_masks(logits, self.resized, self.size)
+        return full > self.sam.mask_threshold
+
+    def _tensors(self, prompt: Prompt) -> dict[str, Any]:
+        resize = Resize(self.sam.image_encoder.img_size)
+        points = boxes = None
+        if prompt.points is not None:
+            assert prompt.labels is not None
+            points = (self._tensor(resize.apply_coords(prompt.points, self.size)), self._tensor(prompt.labels))
+        if prompt.boxes is not None:
+            boxes = self._tensor(resize.apply_boxes(prompt.boxes, self.size))
+        return {"points": points, "boxes": boxes, "masks": prompt.logits}
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=self.sam.device)
+
+
+def pixels_of(resized: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """`resized` (h, w, 3) as a batch of one (1, 3, h, w)."""
+    return torch.as_tensor(resized, device=device).permute(2, 0, 1)[None]

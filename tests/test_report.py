@@ -1,0 +1,524 @@
+"""A report of runs that this file writes: what the page says, and one line for each mistake."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sam_blvit import cli
+from sam_blvit.config import ReportConfig
+from sam_blvit.evaluate.report import read_runs, report
+from sam_blvit.evaluate.summary import PROMPTS
+
+Refused = Callable[[type[Exception], str], AbstractContextManager[object]]
+COLUMNS = ["seed", "ann_id", "image_id", "category_id", "area", "npix"]
+COLUMNS += [f"{kind}_{prompt}" for kind in ("iou", "piou", "biou") for prompt in PROMPTS]
+PROTOCOL = {"name": "blvit", "first": "uniform", "select": "argmax", "average": "instance", "subset": "full"}
+COMMON = {
+    "model": "blvit_tiny",
+    "keep_ratio": 0.25,
+    "checkpoint": {"file": "tiny.safetensors", "sha256": "c0ffee00" * 8},
+    "image_size": 512,
+    "annotations": {"file": "instances.json", "sha256": "abcdef01" * 8},
+    "subset": "full",
+    "perturbation": "clean",
+    "macs": {"paper": 5.12, "full": 5.91, "encoder_paper": 4.0, "encoder_full": 4.5},
+    "milliseconds": {"encoder": 61.2, "decoder": 9.8, "how": "batch 1, median of 5"},
+    "git": "ba40707",
+    "device": "cpu",
+    "processor": "EPYC",
+    "threads": 2,
+    "torch": "2.15.0",
+    "wall_seconds": 103.2,
+}
+
+
+def by_prompt(box: float | None, one: float | None, three: float | None) -> dict[str, float | None]:
+    return {"box": box, "1pt": one, "3pt": three}
+
+
+def rows_of(objects: int = 6, shift: float = 0.0) -> list[dict[str, float]]:
+    """Two objects a photograph; box IoU 40 + `shift`, predicted 70."""
+    ids = [
+        {"seed": 0, "ann_id": i, "image_id": i // 2, "category_id": 1, "area": 50.0, "npix": 40} for i in range(objects)
+    ]
+    scores = dict.fromkeys(COLUMNS[6:], 40.0 + shift) | {f"piou_{prompt}": 70.0 for prompt in PROMPTS}
+    return [row | scores for row in ids]
+
+
+def write_csv(directory: Path, rows: list[dict[str, Any]]) -> None:
+    with (directory / "instances.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(directory: Path, content: object) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "summary.json").write_text(json.dumps(content))
+
+
+def miou_run(directory: Path, *, rows: list[dict[str, Any]] | None = None, **changes: Any) -> Path:
+    """A run of mIoU whose summary differs from the usual one in `changes`."""
+    summary = {
+        **COMMON,
+        "task": "miou",
+        "miou": {
+            "instance": by_prompt(47.81, 17.52, 31.83),
+            "image": by_prompt(50.0, 20.0, 30.0),
+            "category": by_prompt(51.0, 21.0, 32.0),
+            "small": by_prompt(11.1, 1.0, 1.0),
+            "medium": by_prompt(22.2, 1.0, 1.0),
+            "large": by_prompt(None, None, None),
+        },
+        "boundary": {"instance": by_prompt(33.4, 5.0, 6.0)},
+        "seeds": {"seeds": [0], "instance": by_prompt(1, 1, 1), "std": None},
+        "counts": {"images": 3, "instances": 6, "skipped_empty": 0, "crowd_used": 0, "crowd_excluded": 0},
+        "protocol": PROTOCOL,
+        "protocol_label": "blvit",
+        "include_crowd": False,
+        "primary_kept": None,
+    }
+    write_json(directory, summary | changes)
+    write_csv(directory, rows or rows_of())
+    return directory
+
+
+def ap_run(directory: Path, **changes: Any) -> Path:
+    """A run of AP whose summary differs from the usual one in `changes`."""
+    asked = {"task": "ap", "judge": "lvis", "boxes": "gt", "select": "single", "refine": 0}
+    write_json(directory, COMMON | asked | {"ap": {"AP": 12.34, "AP50": 23.4, "APs": None}} | changes)
+    return directory
+
+
+def with_worst(directory: Path) -> Path:
+    """Add a picture of a bad object to a run."""
+    (directory / "worst").mkdir()
+    Image.new("RGB", (8, 6), "red").save(directory / "worst" / "01_123.jpg")
+    entry = {"file": "01_123.jpg", "ann_id": 123, "image_id": 7, "category_id": 5, "iou_box": 3.21, "piou_box": 80.1}
+    (directory / "worst" / "worst.json").write_text(json.dumps([entry]))
+    return directory
+
+
+class Page(HTMLParser):
+    """What a page holds; fails on tags that do not nest."""
+
+    EMPTY = ("meta", "img")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.headings: list[str] = []
+        self.tables: list[tuple[str, list[list[str]]]] = []
+        """Each under its heading."""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append((self.headings[-1], []))
+        elif tag == "tr":
+            self.tables[-1][1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        within = self.open[-1] if self.open else ""
+        if within in ("th", "td"):
+            self.tables[-1][1][-1][-1] += data
+        elif within in ("h1", "h2"):
+            self.headings.append(data)
+        if within != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def pictures(self) -> list[str]:
+        """What is said of each."""
+        return [attributes["alt"] or "" for tag, attributes in self.tags if tag == "img"]
+
+    def table(self, column: str, heading: str = "") -> list[dict[str, str]]:
+        """The lines, by column, of the first table with `column` under `heading`."""
+        head, *lines = next(table for above, table in self.tables if column in table[0] and heading in above)
+        return [dict(zip(head, line, strict=True)) for line in lines]
+
+
+def page_of(tmp_path: Path, *directories: Path) -> Page:
+    return Page(report(ReportConfig(runs=directories, output=tmp_path / "out")))
+
+
+def test_the_page_is_one_file_without_scripts_or_network(tmp_path: Path) -> None:
+    page = page_of(tmp_path, miou_run(tmp_path / "runs" / "a"), miou_run(tmp_path / "runs" / "b", keep_ratio=1.0))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html"}
+    assert not {"script", "link", "iframe", "object", "a"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        assert all("//" not in (value or "") for name, value in attributes.items() if name != "src")
+        assert (attributes.get("src") or "data:image/").startswith("data:image/")
+    style = (tmp_path / "out" / "report.html").read_text().split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+
+
+def test_the_same_runs_give_the_same_page(tmp_path: Path) -> None:
+    run = miou_run(tmp_path / "a")
+    page = report(ReportConfig(runs=(run,), output=tmp_path / "out")).read_bytes()
+    assert report(ReportConfig(runs=(run,), output=tmp_path / "again")).read_bytes() == page
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    page = page_of(tmp_path, miou_run(tmp_path / "<b>&amp;", model="<script>alert(1)</script>"))
+    (line,) = page.table("checkpoint")
+    assert (line["run"], line["model"]) == ("<b>&amp;", "<script>alert(1)</script>")
+
+
+def test_the_tables_hold_a_run(tmp_path: Path) -> None:
+    page = page_of(tmp_path, miou_run(tmp_path / "a"))
+    assert page.table("small") == [
+        {"#": "1", "run": "a", "box": "47.8", "1pt": "17.5", "3pt": "31.8", "small": "11.1", "medium": "22.2"}
+        | {"boundary box": "33.4", "boundary 1pt": "5.0", "boundary 3pt": "6.0"}
+    ]
+    assert page.table("checkpoint") == [
+        {"#": "1", "run": "a", "model": "blvit_tiny", "keep ratio": "0.25", "image size": "512"}
+        | {"checkpoint": "tiny.safetensors c0ffee00", "protocol": "blvit", "mean over": "instance", "subset": "full"}
+        | {"perturbation": "clean", "annotations": "instances.json abcdef01", "crowds": "left out", "seeds": "0"}
+        | {"objects": "6", "code": "ba40707"}
+    ]
+    assert page.table("wall s") == [
+        {"#": "1", "run": "a", "MACs": "5.1", "all MACs": "5.9", "ms": "61.2", "wall s": "103"}
+    ]
+    assert "Measured on cpu, EPYC, 2 threads, torch 2.15.0 (#1)" in page.text
+    assert "ms: batch 1, median of 5 (#1)" in page.text
+
+
+def test_the_screen_has_the_table_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = (miou_run(tmp_path / "a"), ap_run(tmp_path / "b"))
+    report(ReportConfig(runs=runs, output=tmp_path / "out"))
+    assert capsys.readouterr().out.splitlines() == [
+        "| # | run | model | keep ratio | protocol | perturbation | objects | box | 1pt | 3pt | AP | MACs | ms |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| 1 | a | blvit_tiny | 0.25 | blvit | clean | 6 | 47.8 | 17.5 | 31.8 | - | 5.1 | 61.2 |",
+        "| 2 | b | blvit_tiny | 0.25 | AP of lvis, boxes gt, select single, refine 0 | clean | - | - | - | - | 12.3 "
+        "| 5.1 | 61.2 |",
+        str(tmp_path / "out" / "report.html"),
+    ]
+
+
+def test_several_seeds_show_their_spread(tmp_path: Path) -> None:
+    seeds = {"seeds": [0, 1], "instance": {}, "std": by_prompt(0.0, 0.34, 0.2)}
+    (line,) = page_of(tmp_path, miou_run(tmp_path / "a", seeds=seeds)).table("small")
+    assert [line[prompt] for prompt in PROMPTS] == [
+        "47.8 ± 0.0",
+        "17.5 ± 0.3",
+        "31.8 ± 0.2",
+    ]
+
+
+def test_the_headline_is_the_mean_that_the_protocol_asks_for(tmp_path: Path) -> None:
+    (line,) = page_of(tmp_path, miou_run(tmp_path / "a", protocol=PROTOCOL | {"average": "category"})).table("small")
+    assert [line[prompt] for prompt in PROMPTS] == ["51.0", "21.0", "32.0"]
+
+
+def test_a_run_of_ap_alone_has_tables_and_no_sections_of_miou(tmp_path: Path) -> None:
+    page = page_of(tmp_path, ap_run(tmp_path / "a", boxes={"file": "vitdet.json", "sha256": "5" * 64}))
+    assert page.table("AP50") == [{"#": "1", "run": "a", "AP": "12.3", "AP50": "23.4"}]
+    assert page.table("checkpoint")[0]["protocol"] == "AP of lvis, boxes vitdet.json 55555555, select single, refine 0"
+    assert page.headings == ["Evaluation of 1 run", "Results", "What accuracy costs"]
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_what_could_not_be_counted_is_left_out(tmp_path: Path) -> None:
+    page = page_of(tmp_path, miou_run(tmp_path / "a", macs=None, milliseconds=None, git=None, keep_ratio=None))
+    assert page.table("wall s") == [{"#": "1", "run": "a", "wall s": "103"}]
+    assert not [words for words in page.pictures if words.startswith("mIoU")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"annotations": {"file": "other.json", "sha256": "9" * 64}}, "annotations: abcdef01 (#1); 99999999 (#2)"),
+        (
+            {"protocol": PROTOCOL | {"first": "centre", "subset": "minival"}},
+            "protocol first: uniform (#1); centre (#2)",
+        ),
+        ({"subset": "minival"}, "subset: full (#1); minival (#2)"),
+        ({"seeds": {"seeds": [0, 1], "std": None}}, "seeds: 0 (#1); 0, 1 (#2)"),
+        ({"include_crowd": True}, "crowds measured: False (#1); True (#2)"),
+    ],
+)
+def test_what_does_not_compare_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], told: str
+) -> None:
+    page = page_of(tmp_path, miou_run(tmp_path / "a"), miou_run(tmp_path / "b", **changes))
+    assert (
+        f"Not all numbers on this page compare. The runs were measured on different things: {told} Results" in page.text
+    )
+    assert f"not comparable: {told}" in capsys.readouterr().out.splitlines()
+
+
+def test_runs_of_one_condition_and_of_another_task_need_no_warning(tmp_path: Path) -> None:
+    page = page_of(
+        tmp_path, miou_run(tmp_path / "a"), miou_run(tmp_path / "b", model="vit_tiny"), ap_run(tmp_path / "c")
+    )
+    assert "compare" not in page.text
+
+
+def test_runs_of_ap_with_other_boxes_do_not_compare(tmp_path: Path) -> None:
+    page = page_of(
+        tmp_path, ap_run(tmp_path / "a"), ap_run(tmp_path / "b", boxes={"file": "d.json", "sha256": "5" * 64})
+    )
+    assert "boxes: gt (#1); d.json 55555555 (#2)" in page.text
+
+
+def test_times_of_two_machines_do_not_compare(tmp_path: Path) -> None:
+    page = page_of(tmp_path, ap_run(tmp_path / "a"), ap_run(tmp_path / "b", threads=16), ap_run(tmp_path / "c"))
+    assert "Measured on cpu, EPYC, 2 threads, torch 2.15.0 (#1, #3)" in page.text
+    assert "Measured on cpu, EPYC, 16 threads, torch 2.15.0 (#2)" in page.text
+    assert "Times of different machines do not compare." in page.text
+
+
+def test_miou_is_drawn_against_each_cost_of_clean_runs(tmp_path: Path) -> None:
+    page = page_of(tmp_path, miou_run(tmp_path / "a"), miou_run(tmp_path / "b", macs=None, perturbation="dark"))
+    assert [words.split(";")[0] for words in page.pictures if words.startswith("mIoU")] == [
+        "mIoU by prompt against MACs in the paper's convention, G",
+        "mIoU by prompt against MACs, every product counted, G",
+        "mIoU by prompt against encoder, milliseconds",
+    ]
+
+
+def test_keep_ratios_are_joined_where_nothing_else_differs(tmp_path: Path) -> None:
+    runs = [miou_run(tmp_path / f"keep-{ratio:g}", keep_ratio=ratio) for ratio in (0.25, 0.5, 1.0)]
+    other = {"file": "other.safetensors", "sha256": "7" * 64}
+    runs += [
+        miou_run(tmp_path / "other", keep_ratio=0.5, checkpoint=other),
+        miou_run(tmp_path / "dense", keep_ratio=None),
+    ]
+    page = page_of(tmp_path, *runs, miou_run(tmp_path / "dark", keep_ratio=0.5, perturbation="dark"))
+    assert [words for words in page.pictures if "keep ratio" in words] == [
+        "mIoU by prompt along the keep ratio: #1, #2, #3",
+    ]
+
+
+def test_one_keep_ratio_measured_twice_is_no_curve(tmp_path: Path) -> None:
+    assert "Keep ratio" not in page_of(tmp_path, miou_run(tmp_path / "a"), miou_run(tmp_path / "b")).headings
+
+
+def test_calibration_errors_are_those_of_the_instances(tmp_path: Path) -> None:
+    rows = rows_of()
+    for row in rows:
+        row["piou_1pt"] = 140.0
+    page = page_of(tmp_path, miou_run(tmp_path / "a", rows=rows))
+    assert page.table("box", "Can predicted IoU be trusted?") == [
+        {"#": "1", "run": "a", "box": "30.0", "1pt": "100.0", "3pt": "30.0"}
+    ]
+
+
+def test_differences_are_to_the_first_run_named(tmp_path: Path) -> None:
+    later = miou_run(tmp_path / "a", rows=rows_of(shift=1.5))
+    page = page_of(tmp_path, ap_run(tmp_path / "c"), miou_run(tmp_path / "b"), later)
+    same = dict.fromkeys(PROMPTS, "+1.50 (+1.50 to +1.50)")
+    assert page.table("in both") == [{"#": "3", "run": "a", "in both": "6", "photographs": "3", **same}]
+    assert "of each run minus that of b," in page.text
+
+
+def test_a_run_of_other_objects_has_no_difference(tmp_path: Path) -> None:
+    rows = rows_of(objects=2)
+    others = [row | {"ann_id": 100 + row["ann_id"]} for row in rows]
+    recut = [row | {"npix": 39} for row in rows[:1]] + rows[1:]
+    page = page_of(
+        tmp_path,
+        miou_run(tmp_path / "a", rows=rows),
+        miou_run(tmp_path / "b", rows=others),
+        miou_run(tmp_path / "c", rows=recut),
+    )
+    none, one = page.table("in both")
+    assert (none["in both"], none["box"]) == ("none", "-")
+    assert (one["in both"], one["left out"], one["box"]) == ("1", "1", "+0.00 (+0.00 to +0.00)")
+
+
+def test_one_run_has_nothing_to_differ_from(tmp_path: Path) -> None:
+    assert "Is the difference real?" not in page_of(tmp_path, miou_run(tmp_path / "a")).headings
+
+
+def test_perturbed_runs_are_held_against_the_clean_one(tmp_path: Path) -> None:
+    dark = {"instance": by_prompt(40.0, None, 31.93), **dict.fromkeys(("small", "medium", "large"), by_prompt(1, 1, 1))}
+    runs = [
+        miou_run(tmp_path / "dark", perturbation="dark", miou=dark, primary_kept={"1": 97.24, "4": 95.0, "mean": 96.1}),
+        miou_run(tmp_path / "clean"),
+        miou_run(tmp_path / "other", perturbation="dark", keep_ratio=0.5),
+    ]
+    assert page_of(tmp_path, *runs).table("against") == [
+        {"#": "1", "run": "dark", "perturbation": "dark", "against": "#2", "box": "-7.8", "3pt": "+0.1"}
+        | {"kept, layer 1": "97.2", "kept, layer 4": "95.0", "kept, mean": "96.1"}
+    ]
+
+
+def test_the_worst_objects_are_shown_under_their_run(tmp_path: Path) -> None:
+    run = with_worst(miou_run(tmp_path / "a"))
+    page = page_of(tmp_path, run, miou_run(tmp_path / "b"))
+    words = "IoU 3.2, predicted 80.1: object 123 of photograph 7, category 5"
+    (source,) = [attributes["src"] for _, attributes in page.tags if attributes.get("alt") == words]
+    kind, _, content = (source or "").partition(";base64,")
+    assert kind == "data:image/jpeg"
+    assert base64.b64decode(content) == (run / "worst" / "01_123.jpg").read_bytes()
+    assert f"a: 1 object {words}" in page.text
+    assert "b: " not in page.text
+
+
+def test_every_run_below_a_directory_counts_once_in_the_order_given(tmp_path: Path) -> None:
+    for name in ("x/b", "x/a", "x/a/dark", "y"):
+        ap_run(tmp_path / "runs" / name)
+    runs = tmp_path / "runs"
+    found = read_runs([runs / "y", runs / "x", runs / "x" / ".." / "y", runs])
+    assert [(run.number, run.name) for run in found] == [(1, "y"), (2, "x/a"), (3, "x/a/dark"), (4, "x/b")]
+
+
+def test_a_run_above_another_keeps_its_name(tmp_path: Path) -> None:
+    ap_run(tmp_path / "x" / "dark")
+    ap_run(tmp_path / "x")
+    assert [run.name for run in read_runs([tmp_path])] == ["x", "x/dark"]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "file"])
+def test_a_directory_without_runs_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("{}")
+    with refused(ValueError, f"{name} has no summary.json in or below it; name the output of"):
+        report(ReportConfig(runs=(tmp_path / name,), output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_directory_is_refused(tmp_path: Path, refused: Refused) -> None:
+    with refused(ValueError, "no directory of runs is named"):
+        report(ReportConfig(runs=(), output=tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "fps"}, "summary.json: task='fps' is not one of miou, ap"),
+        ({"wall_seconds": "long"}, "summary.json: wall_seconds='long' is no number"),
+        ({"protocol": "blvit"}, "summary.json lacks protocol.average"),
+        ({"miou": {"instance": by_prompt(1, 1, 1)}}, "summary.json lacks miou.small.box"),
+        ({"checkpoint": {"file": "a.pth"}}, "summary.json lacks checkpoint.sha256"),
+    ],
+)
+def test_a_summary_that_cannot_be_used_is_refused(
+    tmp_path: Path, refused: Refused, changes: dict[str, Any], said: str
+) -> None:
+    with refused(ValueError, re.escape(said)):
+        page_of(tmp_path, miou_run(tmp_path / "a"), miou_run(tmp_path / "b", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["task", *COMMON])
+def test_a_missing_name_is_told_with_its_file(tmp_path: Path, refused: Refused, key: str) -> None:
+    for run in (miou_run(tmp_path / "a"), ap_run(tmp_path / "b")):
+        summary = json.loads((run / "summary.json").read_text())
+        del summary[key]
+        write_json(run, summary)
+        with refused(ValueError, f"{run.name}/summary.json lacks {key}"):
+            page_of(tmp_path, run)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b""])
+def test_a_summary_that_is_no_json_is_refused(tmp_path: Path, refused: Refused, content: bytes) -> None:
+    (miou_run(tmp_path / "a") / "summary.json").write_bytes(content)
+    with refused(ValueError, r"a/summary.json is no JSON \("):
+        page_of(tmp_path, tmp_path / "a")
+
+
+def test_a_summary_that_is_a_list_is_refused(tmp_path: Path, refused: Refused) -> None:
+    write_json(tmp_path / "a", [1])
+    with refused(ValueError, "summary.json lacks task"):
+        page_of(tmp_path, tmp_path / "a")
+
+
+def test_a_run_without_its_instances_is_refused(tmp_path: Path, refused: Refused) -> None:
+    (miou_run(tmp_path / "a") / "instances.csv").unlink()
+    with refused(ValueError, "a holds neither instances.csv nor instances.parquet"):
+        page_of(tmp_path, tmp_path / "a")
+
+
+def test_instances_without_a_column_are_refused(tmp_path: Path, refused: Refused) -> None:
+    rows = [{name: value for name, value in row.items() if name != "piou_3pt"} for row in rows_of()]
+    with refused(ValueError, "instances.csv: no column piou_3pt"):
+        page_of(tmp_path, miou_run(tmp_path / "a", rows=rows))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_instances_without_a_number_are_refused(tmp_path: Path, refused: Refused, value: str) -> None:
+    rows = rows_of()
+    rows[4]["biou_box"] = float(value)  # not used
+    rows[3]["piou_1pt"] = float(value)
+    with refused(ValueError, f"a: object 3 has piou_1pt={value}; measure it again"):
+        page_of(tmp_path, miou_run(tmp_path / "a", rows=rows))
+
+
+def test_an_object_that_is_there_twice_is_refused(tmp_path: Path, refused: Refused) -> None:
+    with refused(ValueError, "b: object 2 is there twice for seed 0; measure it again"):
+        page_of(tmp_path, miou_run(tmp_path / "a"), miou_run(tmp_path / "b", rows=[*rows_of(), rows_of()[2]]))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([{"file": "01_123.jpg"}], "KeyError: 'iou_box'"),
+        ([{"file": "gone.jpg"}], "FileNotFoundError: .*gone.jpg"),
+        ([{"file": "01_123.jpg", "iou_box": "low"}], "ValueError: "),
+        ([3], "TypeError"),
+        (None, "TypeError"),
+    ],
+)
+def test_pictures_that_cannot_be_shown_are_refused(tmp_path: Path, refused: Refused, entries: Any, said: str) -> None:
+    run = with_worst(miou_run(tmp_path / "a"))
+    (run / "worst" / "worst.json").write_text(json.dumps(entries))
+    with refused(ValueError, rf"worst.json cannot be shown \({said}"):
+        page_of(tmp_path, run)
+
+
+def test_no_file_outside_the_run_gets_into_the_page(tmp_path: Path, refused: Refused) -> None:
+    run = with_worst(miou_run(tmp_path / "a"))
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    entry = json.loads((run / "worst" / "worst.json").read_text())[0]
+    (run / "worst" / "worst.json").write_text(json.dumps([entry | {"file": "../../secret.jpg"}]))
+    with refused(ValueError, "worst.json cannot be shown"):
+        page_of(tmp_path, run)
+
+
+def test_a_page_that_is_there_stays_if_a_new_one_fails(tmp_path: Path, refused: Refused) -> None:
+    path = report(ReportConfig(runs=(miou_run(tmp_path / "a"),), output=tmp_path / "out"))
+    before = path.read_bytes()
+    with refused(ValueError, "lacks"):
+        report(ReportConfig(runs=(ap_run(tmp_path / "b", boxes={}),), output=tmp_path / "out"))
+    assert path.read_bytes() == before
+
+
+def test_the_command_takes_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    miou_run(tmp_path / "a")
+    miou_run(tmp_path / "b")
+    cli.run(report, [str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "out")])
+    assert [line["run"] for line in Page(tmp_path / "out" / "report.html").table("wall s")] == ["a", "b"]
