@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fakes
 import numpy as np
 import pytest
-from datasets import SIZES, squares, write_annotations, write_dataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from segment_anything import SamPredictor
 
+import fakes
+from datasets import SIZES, squares, write_annotations, write_dataset
 from sam_blvit.checkpoint import load_sam, save_sam
 from sam_blvit.config import EvaluationConfig, ModelConfig
 from sam_blvit.evaluate.run import evaluate_coco, evaluate_lvis

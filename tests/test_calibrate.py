@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import squares, write_annotations, write_dataset
 
+from datasets import squares, write_annotations, write_dataset
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.config import CalibrationConfig, EvaluationConfig, ModelConfig
 from sam_blvit.evaluate.calibrate import PAPER, Candidate, calibrate
@@ -71,7 +72,7 @@ def test_every_way_has_the_numbers_of_its_own_evaluation(
                 )
             )
             for average in ("instance", "image", "category"):
-                protocol = protocol_named(name, select=select, box_source=source, subset=subset, average=average)
+                protocol = replace(PROTOCOLS[name], select=select, box_source=source, subset=subset, average=average)
                 assert by_protocol[protocol].miou[model] == pytest.approx(summary["miou"][average], abs=0.05)
     shown = capsys.readouterr().out
     assert "| the paper |" in shown
@@ -82,7 +83,7 @@ def test_the_nearest_way_is_frozen_as_a_protocol(config: CalibrationConfig, tmp_
     nearest = calibrate(config)[0]
     frozen = protocol_named(str(tmp_path / "out" / "blvit-cal.json"))
     assert frozen.name == "blvit-cal"
-    assert protocol_named(nearest.protocol.name, **_settings(frozen)) == nearest.protocol
+    assert replace(frozen, name=nearest.protocol.name) == nearest.protocol
     (summary,) = evaluate_lvis(
         EvaluationConfig(
             model=str(config.vit_b),
@@ -97,10 +98,6 @@ def test_the_nearest_way_is_frozen_as_a_protocol(config: CalibrationConfig, tmp_
     assert summary["miou"][frozen.average] == pytest.approx(nearest.miou["vit_b"], abs=0.05)
     table = json.loads((tmp_path / "out" / "calibration.json").read_text())
     assert table["candidates"][0]["distance"] == nearest.distance
-
-
-def _settings(protocol: Any) -> dict[str, Any]:
-    return {name: getattr(protocol, name) for name in ("select", "box_source", "average", "subset")}
 
 
 def test_distance_is_the_root_mean_square_of_six_differences() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import annotation, polygon, squares, write_annotations, write_dataset
 from PIL import Image
 from segment_anything import SamPredictor
 
+from datasets import annotation, polygon, squares, write_annotations, write_dataset
 from sam_blvit.config import ModelConfig
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.data.prompts import corners, uniform_points

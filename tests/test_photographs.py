@@ -131,6 +131,19 @@ def test_the_truth_moves_with_the_photograph(images: list[ImageFile]) -> None:
     assert (first.box, second.box) == ((10, 11, 20, 21), (38, 28, 47, 37))
 
 
+def test_an_object_that_is_moved_across_the_border_is_cut_there(images: list[ImageFile]) -> None:
+    shift = perturbation_named("shift18")
+    truth = truth_of(instance(1, 7, 20, 5, 30), images[0], shift)  # 60 x 45 pixels
+    np.testing.assert_array_equal(truth.mask, square(7, 38, 23, 30))
+    assert truth.box == (38, 23, 60, 45)
+    assert all(type(corner) is float for corner in truth.box)
+
+
+def test_a_box_that_was_annotated_beyond_the_border_stays_as_it_is(images: list[ImageFile]) -> None:
+    for name in ("clean", "dark"):
+        assert truth_of(instance(1, 7, 40, 30, 30), images[0], perturbation_named(name)).box == (40, 30, 70, 60)
+
+
 def test_an_object_that_is_moved_out_of_the_photograph_is_named_too(images: list[ImageFile]) -> None:
     (photograph,) = loaded(images[2:3], perturbation=perturbation_named("shift24"))
     assert (photograph.truths, photograph.skipped_empty) == ([], [50])

@@ -285,11 +285,17 @@ def test_runs_of_one_condition_and_of_another_task_need_no_warning(tmp_path: Pat
     assert "compare" not in page.text
 
 
-def test_runs_of_ap_with_other_boxes_do_not_compare(tmp_path: Path) -> None:
-    page = page_of(
-        tmp_path, ap_run(tmp_path / "a"), ap_run(tmp_path / "b", boxes={"file": "d.json", "sha256": "5" * 64})
-    )
-    assert "boxes: gt (#1); d.json 55555555 (#2)" in page.text
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"boxes": {"file": "d.json", "sha256": "5" * 64}}, "boxes: gt (#1); d.json 55555555 (#2)"),
+        ({"judge": "coco"}, "judge: lvis (#1); coco (#2)"),
+        ({"select": "argmax"}, "select: single (#1); argmax (#2)"),
+        ({"refine": 2}, "refine: 0 (#1); 2 (#2)"),
+    ],
+)
+def test_runs_of_ap_that_do_not_compare_are_told(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    assert told in page_of(tmp_path, ap_run(tmp_path / "a"), ap_run(tmp_path / "b", **changes)).text
 
 
 def test_times_of_two_machines_do_not_compare(tmp_path: Path) -> None:
@@ -308,17 +314,37 @@ def test_miou_is_drawn_against_each_cost_of_clean_runs(tmp_path: Path) -> None:
     ]
 
 
-def test_keep_ratios_are_joined_where_nothing_else_differs(tmp_path: Path) -> None:
+def test_perturbed_runs_are_not_drawn_against_costs(tmp_path: Path) -> None:
+    page = page_of(tmp_path, miou_run(tmp_path / "a"), miou_run(tmp_path / "b", perturbation="dark"))
+    source = next(attributes["src"] for tag, attributes in page.tags if tag == "img") or ""
+    svg = base64.b64decode(source.partition(",")[2]).decode()
+    assert svg.count(">1</text>") == 3
+    assert ">2</text>" not in svg
+
+
+def test_keep_ratios_are_joined(tmp_path: Path) -> None:
     runs = [miou_run(tmp_path / f"keep-{ratio:g}", keep_ratio=ratio) for ratio in (0.25, 0.5, 1.0)]
-    other = {"file": "other.safetensors", "sha256": "7" * 64}
-    runs += [
-        miou_run(tmp_path / "other", keep_ratio=0.5, checkpoint=other),
-        miou_run(tmp_path / "dense", keep_ratio=None),
-    ]
-    page = page_of(tmp_path, *runs, miou_run(tmp_path / "dark", keep_ratio=0.5, perturbation="dark"))
+    page = page_of(tmp_path, *runs, miou_run(tmp_path / "dense", keep_ratio=None))
     assert [words for words in page.pictures if "keep ratio" in words] == [
         "mIoU by prompt along the keep ratio: #1, #2, #3",
     ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "blvit_b_t"},
+        {"checkpoint": {"file": "tiny.safetensors", "sha256": "7" * 64}},
+        {"image_size": 1024},
+        {"perturbation": "dark"},
+        {"annotations": {"file": "instances.json", "sha256": "9" * 64}},
+        {"protocol": PROTOCOL | {"first": "centre"}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_keep_ratios_are_joined_only_where_nothing_else_differs(tmp_path: Path, changes: dict[str, Any]) -> None:
+    page = page_of(tmp_path, miou_run(tmp_path / "a"), miou_run(tmp_path / "b", keep_ratio=0.5, **changes))
+    assert "Keep ratio" not in page.headings
 
 
 def test_one_keep_ratio_measured_twice_is_no_curve(tmp_path: Path) -> None:

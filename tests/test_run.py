@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fakes
 import numpy as np
 import pytest
 import torch
-from datasets import SIZES, annotation, squares, write_annotations, write_dataset, write_images
 from PIL import Image
 
+import fakes
+from datasets import SIZES, annotation, squares, write_annotations, write_dataset, write_images
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.cli import run
 from sam_blvit.config import EvaluationConfig, ModelConfig

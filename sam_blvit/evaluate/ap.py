@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.checkpoint import write_atomically
@@ -75,7 +74,6 @@ class ApWork:
             "perturbation": "clean",
         }
 
-    @torch.no_grad()
     def by_image(self, sam: OriginalSam, images: Sequence[ImageFile]) -> Iterator[tuple[int, Any]]:
         """Image ids and their results in COCO's format."""
         for photograph in photographs(images, {}, side=sam.image_encoder.img_size):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.checkpoint import write_json
@@ -94,7 +93,6 @@ class CalibrationWork:
         """What this measures, beside the model."""
         return {"task": "calibration", "prompt_seeds": [self.seed], "perturbation": "clean"}
 
-    @torch.no_grad()
     def by_image(self, sam: OriginalSam, images: Sequence[ImageFile]) -> Iterator[tuple[int, Any]]:
         """Image ids and, by way of asking and prompt, the IoU of each object."""
         for photograph in photographs(images, by_image(self.instances), side=sam.image_encoder.img_size):

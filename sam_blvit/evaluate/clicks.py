@@ -23,6 +23,7 @@ class Asked:
     """P prompts and what came back."""
 
     prompt: Prompt
+    """A click that an object needed no more is a place held at 0, 0, which was not asked."""
     answer: Answer
     oracle: NDArray[np.float64] | None
     """(P,) highest IoU among the decoder's masks, percent, where it is asked for."""

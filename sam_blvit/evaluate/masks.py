@@ -81,7 +81,6 @@ class MaskMeasure:
     """Whether the best of the decoder's masks is scored too."""
     perturbation: Perturbation = CLEAN
 
-    @torch.no_grad()
     def by_image(
         self, sam: OriginalSam, images: Sequence[ImageFile], instances: Mapping[int, Sequence[Instance]]
     ) -> Iterator[tuple[int, Measurement]]:
@@ -116,6 +115,7 @@ class MaskMeasure:
                     )
                 )
 
+    @torch.no_grad()
     def _primary(self, sam: OriginalSam, photograph: Photograph) -> dict[str, tuple[int, int]]:
         if self.perturbation is CLEAN or not isinstance(sam, Sam):
             return {}

@@ -28,7 +28,7 @@ class Truth:
     mask: NDArray[np.bool_]
     """(H, W)."""
     box: tuple[float, float, float, float]
-    """As annotated: x0, y0, x1, y1."""
+    """x0, y0, x1, y1 as annotated; under a shift moved along and cut at the image's edge."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def by_image(instances: Iterable[Instance]) -> dict[int, list[Instance]]:
 
 
 def truth_of(instance: Instance, image: ImageFile, perturbation: Perturbation) -> Truth:
-    """`instance` where `perturbation` left it: cut at the image's edge, perhaps without a pixel."""
+    """`instance` where `perturbation` left it, perhaps without a pixel."""
     mask, box = instance.mask(image.height, image.width), corners(instance.box)
     if perturbation.shift:
         moved = np.minimum(perturbation.box(box), (image.width, image.height) * 2)

@@ -46,8 +46,14 @@ class Protocol:
     """The mean that is the headline: over instances, over images, or over categories."""
     subset: str = "full"
     """full, or minival: photographs of val2017 alone."""
+    overridden: tuple[str, ...] = ()
+    """Fields that are not as the name says."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.feed_mask, bool):
+            raise ValueError(
+                f"protocol {self.name}: feed_mask={self.feed_mask!r} is not true or false, or name no text"
+            )
         for field, words in CHOICES.items():
             if (value := getattr(self, field)) not in words:
                 raise ValueError(f"protocol {self.name}: {field}={value!r} is not one of {', '.join(words)}")
@@ -62,10 +68,7 @@ class Protocol:
     @property
     def label(self) -> str:
         """The name, and what was overridden."""
-        mine = dataclasses.asdict(self)
-        usual = dataclasses.asdict(PROTOCOLS.get(self.name, self))
-        changed = [f"{field}={value}" for field, value in mine.items() if value != usual[field]]
-        return " ".join([self.name, *changed])
+        return " ".join([self.name, *(f"{field}={getattr(self, field)}" for field in self.overridden)])
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -73,7 +76,7 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         # big.LITTLE ViT, section 4.2, in the words of EfficientSAM, section 4.3
         Protocol(name="blvit", first="uniform", later="uniform", select="argmax"),
-        # EdgeSAM's evaluator with --point-from mask-rand --refine-iter 3
+        # EdgeSAM's evaluator with --point-from mask-rand --refine-iter 3; it draws at 256 x 256, we at full resolution
         Protocol(name="edge-rand", first="uniform", later="uniform-error", select="single"),
         # EdgeSAM's paper
         Protocol(name="edge-center", first="centre", later="uniform-error", select="single"),
@@ -96,7 +99,8 @@ def protocol_named(name: str, **overrides: Any) -> Protocol:
         raise ValueError(
             f"no protocol named {name!r}; there are {', '.join(PROTOCOLS)}, or a .json of eval/calibrate.py"
         )
-    return dataclasses.replace(protocol, **{field: value for field, value in overrides.items() if value is not None})
+    given = {field: value for field, value in overrides.items() if value not in (None, getattr(protocol, field))}
+    return dataclasses.replace(protocol, **given, overridden=tuple(given))
 
 
 def _read(path: Path) -> Protocol:

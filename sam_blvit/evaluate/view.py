@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
+from sam_blvit.config import EVALUATION_CHOICES
 from sam_blvit.model.sam import decode
 from sam_blvit.predictor import Resize
 
@@ -66,17 +67,20 @@ class View:
     """Height and width as the encoder saw it, without padding."""
 
     @classmethod
+    @torch.no_grad()
     def of(cls, sam: OriginalSam, resized: NDArray[np.uint8], size: tuple[int, int]) -> View:
         """Embed a photograph of `size` (H, W) from its `resized` pixels (h, w, 3)."""
         embedding = sam.image_encoder(sam.preprocess(pixels_of(resized, sam.device)))
         return cls(sam=sam, embedding=embedding, size=size, resized=(resized.shape[0], resized.shape[1]))
 
+    @torch.no_grad()
     def answer(self, prompt: Prompt, select: str, truth: NDArray[np.bool_] | None = None) -> Answer:
         """The mask that the rule `select` picks for each prompt: argmax, single, oracle or sam.
 
         A mask is picked from the decoder's own small ones, so that one a prompt is enlarged; the oracle alone needs
         all of them enlarged, and the `truth` (P, H, W).
         """
+        assert select in EVALUATION_CHOICES["select"]
         multimask = select in ("argmax", "oracle") or (select == "sam" and prompt.one_point)
         logits, predicted = self._decoded(prompt, multimask=multimask)
         if select == "oracle":
@@ -92,6 +96,7 @@ class View:
             logits=chosen,
         )
 
+    @torch.no_grad()
     def best_iou(self, prompt: Prompt, truth: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Highest IoU (P,), percent, that one of the decoder's three masks has with the `truth` (P, H, W)."""
         logits, _ = self._decoded(prompt, multimask=True)
