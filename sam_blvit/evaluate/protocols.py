@@ -46,14 +46,12 @@ class Protocol:
     """The mean that is the headline: over instances, over images, or over categories."""
     subset: str = "full"
     """full, or minival: photographs of val2017 alone."""
-    overridden: tuple[str, ...] = ()
-    """Fields that are not as the name says."""
+    overridden: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Fields that are not as what goes by this name has them."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not isinstance(self.feed_mask, bool):
-            raise ValueError(
-                f"protocol {self.name}: feed_mask={self.feed_mask!r} is not true or false, or name no text"
-            )
+            raise ValueError(f"protocol {self.name}: feed_mask={self.feed_mask!r} is no bool, or the name is no text")
         for field, words in CHOICES.items():
             if (value := getattr(self, field)) not in words:
                 raise ValueError(f"protocol {self.name}: {field}={value!r} is not one of {', '.join(words)}")
@@ -99,7 +97,8 @@ def protocol_named(name: str, **overrides: Any) -> Protocol:
         raise ValueError(
             f"no protocol named {name!r}; there are {', '.join(PROTOCOLS)}, or a .json of eval/calibrate.py"
         )
-    given = {field: value for field, value in overrides.items() if value not in (None, getattr(protocol, field))}
+    usual = dataclasses.asdict(protocol)
+    given = {field: overrides[field] for field in usual if overrides.get(field) not in (None, usual[field])}
     return dataclasses.replace(protocol, **given, overridden=tuple(given))
 
 
@@ -107,6 +106,11 @@ def _read(path: Path) -> Protocol:
     if not path.is_file():
         raise ValueError(f"protocol {path} is not a file; eval/calibrate.py writes one")
     try:
-        return Protocol(**json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        if content["name"] in PROTOCOLS:
+            raise ValueError(f"name={content['name']!r} is that of a published protocol; give it one of its own")
+        return Protocol(**{**content, "overridden": ()})
+    except KeyError as error:
+        raise ValueError(f"protocol {path} cannot be used (no {error})") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"protocol {path} cannot be used ({str(error).splitlines()[0]})") from error

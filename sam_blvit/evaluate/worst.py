@@ -65,8 +65,8 @@ def write_worst(
     perturbation: Perturbation,
 ) -> None:
     """The worst of `answers` as `worst/<rank>_<ann_id>.jpg` under `directory`, and what they are in `worst.json`."""
-    for picture in (directory / DIRECTORY).glob("*.jpg"):
-        picture.unlink()  # of an earlier run
+    for earlier in (directory / DIRECTORY).glob("*.jpg"):
+        earlier.unlink()
     worst = sorted(answers, key=lambda answer: (answer.iou_box, answer.ann_id))[:WORST]
     entries = []
     for rank, answer in enumerate(worst, start=1):
