@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import pickle
@@ -81,7 +82,8 @@ def load_sam(path: str | Path, **overrides: Any) -> Sam:
     state, config = read_checkpoint(path)
     if config is None:
         raise CheckpointError(
-            f"{path} is a plain SAM checkpoint, without a config; load it as sam_model_registry[NAME](checkpoint=...)"
+            f"{path} is a plain SAM checkpoint, without a config; load it as sam_model_registry[NAME](checkpoint=...), "
+            "on a command line as --model NAME --checkpoint FILE"
         )
     return _filled(override(config, **overrides), state, path)
 
@@ -117,7 +119,7 @@ def load_model(weights: WeightsConfig) -> Sam:
     ratio and on their device."""
     chosen = {"keep_ratio": weights.keep_ratio, "image_size": weights.image_size}
     overrides = {name: value for name, value in chosen.items() if value is not None}
-    if weights.model not in MODELS and Path(weights.model).is_file():
+    if weights.model not in MODELS and Path(weights.model).suffix:
         if weights.checkpoint is not None:
             raise ValueError(
                 f"model={weights.model} is a checkpoint already; leave out checkpoint={weights.checkpoint}"
@@ -140,7 +142,14 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
     if weights.keep_ratio is not None or weights.image_size is not None:
         raise ValueError(f"model={weights.model}: keep_ratio and image_size are settings of our own models alone")
     given = {} if weights.checkpoint is None else {"checkpoint": str(weights.checkpoint)}
-    sam = _imported(module, function)(**given)
+    build = _imported(module, function)
+    try:
+        inspect.signature(build).bind(**given)
+    except TypeError as error:
+        raise ValueError(
+            f"model={weights.model} cannot be called with checkpoint={weights.checkpoint} ({error})"
+        ) from error
+    sam = build(**given)
     if lacking := [part for part in SAM_PARTS if not hasattr(sam, part)]:
         raise ValueError(
             f"model={weights.model} returned a {type(sam).__name__} without {', '.join(lacking)}; a segment_anything "
@@ -153,9 +162,12 @@ def _imported(module: str, function: str) -> Callable[..., Any]:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"model={module}:{function} cannot be imported ({error}); name it module:function") from error
+    if not callable(found):
+        raise ValueError(f"model={module}:{function} cannot be called: it is {found!r:.40}; name a function")
+    return found
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
@@ -214,7 +226,7 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
-    write_atomically(path, lambda to: Path(to).write_text(json.dumps(content, indent=2) + "\n"))
+    write_atomically(path, lambda to: Path(to).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n"))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import re
 import sys
 import typing
@@ -53,11 +54,13 @@ def run(command: Callable[[Any], object], args: Sequence[str] | None = None) -> 
     positional = getattr(config_type, "positional", None)
 
     def parse() -> Action:
-        flags = given
+        settings, flags = None, given
         if given and Path(given[0]).suffix in {".yaml", ".yml"}:
-            flags = _flags_of(Path(given[0]), config_type) + given[1:]
-        if positional and flags and not flags[0].startswith("-"):
-            flags = [f"--{positional}", *flags]
+            settings, flags = Path(given[0]), given[1:]
+        words = list(itertools.takewhile(lambda word: positional and not word.startswith("-"), flags))
+        flags = flags[len(words) :] + ([f"--{positional}", *words] if words else [])
+        if settings is not None:
+            flags = _flags_of(settings, config_type, but=positional if words else None) + flags
         config = tyro.cli(
             config_type,
             args=flags,
@@ -179,8 +182,8 @@ def _first_paragraph(boxed: str) -> str:
     return re.sub(r"^Error parsing [\w.-]*dummy[\w.-]*: ", "", text) + " (see --help)"
 
 
-def _flags_of(path: Path, config_type: type) -> list[str]:
-    """The settings in a YAML file as flags."""
+def _flags_of(path: Path, config_type: type, *, but: str | None) -> list[str]:
+    """The settings in a YAML file as flags, without the field `but`."""
     try:
         settings = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
@@ -192,6 +195,8 @@ def _flags_of(path: Path, config_type: type) -> list[str]:
         raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; there are {', '.join(known)}")
     flags: list[str] = []
     for name, value in settings.items():
+        if name == but:
+            continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")

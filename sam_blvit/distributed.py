@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-PATIENCE = timedelta(days=7)
+PATIENCE = timedelta(days=1)
 """How long a process waits for the others."""
 
 
@@ -45,7 +45,7 @@ def joined_processes() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    # only barriers, no tensor travels; one process may be hours later than another, and one that dies is noticed anyway
+    # only barriers, no tensor travels; one process may be hours later than another, and one that dies hangs up
     distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sam_blvit.checkpoint import load_model, write_atomically, write_json
-from sam_blvit.config import SegmentConfig
+from sam_blvit.config import MODELS, SegmentConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
 from sam_blvit.measure.latency import now
@@ -166,9 +166,10 @@ def _describe(answer: Answer) -> dict[str, Any]:
 
 
 def _describe_run(sam: Sam, config: SegmentConfig, photograph: np.ndarray, prompt: Prompt) -> dict[str, Any]:
+    weights = config.model if config.model not in MODELS else config.checkpoint
     return {
         "model": sam.config.name,
-        "checkpoint": None if config.checkpoint is None else str(config.checkpoint),
+        "checkpoint": None if weights is None else str(weights),
         "keep_ratio": sam.image_encoder.keep_ratio,
         "device": str(sam.device),
         "image_size": {"height": photograph.shape[0], "width": photograph.shape[1]},

@@ -610,7 +610,7 @@ def test_a_file_that_is_named_like_a_model_does_not_stand_for_it(
 
 
 def test_a_path_that_is_neither_model_nor_file_is_refused(refused: Refused) -> None:
-    with refused(ValueError, match=r"no model named 'nowhere\.safetensors'; there are vit_b"):
+    with refused(ValueError, match=r"checkpoint nowhere\.safetensors is not a file"):
         load_model(WeightsConfig(model="nowhere.safetensors", device="cpu"))
 
 

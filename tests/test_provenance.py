@@ -18,7 +18,7 @@ from sam_blvit import __version__
 from sam_blvit.checkpoint import SHIPPED_WEIGHTS, file_sha256, load_any, save_sam
 from sam_blvit.config import EvaluationConfig, ModelConfig
 from sam_blvit.evaluate import provenance as module
-from sam_blvit.evaluate.provenance import file_identity, git_revision, gmacs, provenance
+from sam_blvit.evaluate.provenance import file_identity, git_revision, gmacs, machine, provenance
 from sam_blvit.measure.flops import G, count_macs
 from sam_blvit.model.build import build_sam
 
@@ -115,17 +115,11 @@ def test_annotations_are_identified_by_their_content(evaluation: Callable[..., E
 # the rest of it ------------------------------------------------------------------------------------------------------
 
 
-def test_the_keep_ratio_is_the_one_that_is_set(evaluation: Callable[..., EvaluationConfig], tiny: Config) -> None:
-    sam = build_sam(tiny())
-    sam.image_encoder.keep_ratio = 0.625
-    assert provenance(evaluation(model="vit_tiny"), sam)["keep_ratio"] == 0.625
-
-
-def test_a_foreign_model_goes_by_what_was_asked_for_and_has_no_keep_ratio(
+def test_a_foreign_model_goes_by_what_was_asked_for(
     evaluation: Callable[..., EvaluationConfig], original_sam: OriginalSam, tiny_dense: Config
 ) -> None:
     stated = provenance(evaluation(model="rival:build"), original_sam(tiny_dense()))
-    assert (stated["model"], stated["keep_ratio"]) == ("rival:build", None)
+    assert stated["model"] == "rival:build"
 
 
 def test_a_provenance_is_plain_json_and_complete(evaluation: Callable[..., EvaluationConfig], tiny: Config) -> None:
@@ -133,11 +127,18 @@ def test_a_provenance_is_plain_json_and_complete(evaluation: Callable[..., Evalu
     stated = provenance(evaluation(model="vit_tiny", prompts_per_batch=5), sam)
     assert json.loads(json.dumps(stated)) == stated
     assert stated["parameters"] == sum(parameter.numel() for parameter in sam.parameters())
-    expected = {"image_size": 128, "prompts_per_batch": 5, "device": "cpu", "version": __version__}
+    expected = {"image_size": 128, "prompts_per_batch": 5, "torch": torch.__version__, "version": __version__}
     assert {name: stated[name] for name in expected} == expected
-    assert stated["torch"] == torch.__version__
-    assert stated["threads"] == torch.get_num_threads()
-    assert stated["processor"]
+
+
+def test_the_machine_is_told_apart_from_what_was_measured(
+    evaluation: Callable[..., EvaluationConfig], tiny: Config
+) -> None:
+    sam = build_sam(tiny())
+    told = machine(sam)
+    assert (told["device"], told["threads"]) == ("cpu", torch.get_num_threads())
+    assert told["processor"]
+    assert not set(told) & set(provenance(evaluation(model="vit_tiny"), sam))
 
 
 @needs_git

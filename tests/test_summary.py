@@ -194,7 +194,8 @@ def test_the_spread_is_that_of_the_mean_it_stands_beside() -> None:
     other = [row(1, 10.0), row(2, 35.0, category_id=2), row(3, 45.0, category_id=2), row(4, 20.0), row(5, 0.0)]
     rows = [*ROWS, *(dataclasses.replace(each, seed=1) for each in other)]
     assert summarised(rows)["seeds"]["std"]["box"] > 1
-    line = miou_table([summary(rows, protocol={"name": "cal", "average": "category"})]).splitlines()[-1]
+    by_category = {"protocol": {"name": "cal", "average": "category"}, **summarised(rows, "category")}
+    line = miou_table([summary(rows, **by_category)]).splitlines()[-1]
     assert line.endswith("| 25.0 ± 0.0 | 12.5 ± 0.0 | 6.2 ± 0.0 |")
 
 

@@ -18,7 +18,7 @@ from sam_blvit.evaluate.perturb import Perturbation, perturbations_named
 from sam_blvit.evaluate.photographs import by_image
 from sam_blvit.evaluate.protocols import protocol_named
 from sam_blvit.evaluate.subset import in_subset
-from sam_blvit.evaluate.summary import import_parquet, miou_table, summarised, write_rows
+from sam_blvit.evaluate.summary import TABLES, import_parquet, miou_table, summarised, write_rows
 from sam_blvit.evaluate.worst import write_worst
 
 
@@ -60,6 +60,8 @@ class MiouWork:
         self._check_complete(measured)
         name = f"instances.{self.table}"
         write_atomically(directory / name, lambda to: write_rows(measured.rows, to, self.table))
+        for other in set(TABLES) - {name}:
+            (directory / other).unlink(missing_ok=True)  # of an earlier run
         write_worst(
             directory,
             measured.worst,
@@ -68,7 +70,7 @@ class MiouWork:
             perturbation=self.how.perturbation,
         )
         return {
-            **summarised(measured.rows),
+            **summarised(measured.rows, self.how.protocol.average),
             "counts": self._counts(measured),
             "skipped_empty_ids": measured.skipped_empty,
             "primary_kept": _shares(measured.primary),

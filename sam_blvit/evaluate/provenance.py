@@ -13,7 +13,7 @@ from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit import __version__
 from sam_blvit.checkpoint import SHIPPED, SHIPPED_WEIGHTS, file_sha256
-from sam_blvit.config import EvaluationConfig
+from sam_blvit.config import MODELS, EvaluationConfig
 from sam_blvit.measure.flops import G, sam_macs
 from sam_blvit.measure.latency import processor
 from sam_blvit.model.sam import Sam
@@ -22,22 +22,26 @@ SHORT_REVISION = 12
 
 
 def provenance(config: EvaluationConfig, sam: OriginalSam) -> dict[str, Any]:
-    """The model, its weights and the data by their hashes, the code and the machine."""
-    ours = isinstance(sam, Sam)
+    """The model, its weights and the data by their hashes, and the code: what a run must share to be gone on with."""
     return {
         "model": sam.config.name if isinstance(sam, Sam) else config.model,
-        "keep_ratio": sam.image_encoder.keep_ratio if ours else None,
         "checkpoint": _weights_identity(config, sam),
         "image_size": sam.image_encoder.img_size,
         "parameters": sum(parameter.numel() for parameter in sam.parameters()),
         "annotations": file_identity(config.annotations),
         "prompts_per_batch": config.prompts_per_batch,
-        "device": torch.cuda.get_device_name(sam.device) if sam.device.type == "cuda" else str(sam.device),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "version": __version__,
         "git": git_revision(),
+    }
+
+
+def machine(sam: OriginalSam) -> dict[str, Any]:
+    """What `sam` runs on: it decides times, and numbers but for rounding not at all."""
+    return {
+        "device": torch.cuda.get_device_name(sam.device) if sam.device.type == "cuda" else str(sam.device),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -78,7 +82,7 @@ def _weights_identity(config: EvaluationConfig, sam: OriginalSam) -> dict[str, s
     """The file that the weights came from; of a model without one the hash of its tensors."""
     if config.checkpoint is not None:
         return dict(file_identity(config.checkpoint))
-    if Path(config.model).is_file():
+    if config.model not in MODELS and Path(config.model).is_file():
         return dict(file_identity(Path(config.model)))
     if config.model == SHIPPED:
         return dict(file_identity(SHIPPED_WEIGHTS))

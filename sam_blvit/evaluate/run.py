@@ -23,7 +23,7 @@ from sam_blvit.data.instances import ImageFile
 from sam_blvit.distributed import Processes, joined_processes
 from sam_blvit.evaluate.ap import ApWork, ap_work
 from sam_blvit.evaluate.miou import MiouWork, miou_works
-from sam_blvit.evaluate.provenance import gmacs, provenance
+from sam_blvit.evaluate.provenance import gmacs, machine, provenance
 from sam_blvit.evaluate.shards import Shards, writable
 from sam_blvit.measure.latency import milliseconds
 from sam_blvit.model.sam import Sam
@@ -79,11 +79,12 @@ def run_works(config: EvaluationConfig, works: Sequence[Work], processes: Proces
         config.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)  # weights that no file gives are the same in every process
     sam = load_any(config)
+    about_model = provenance(config, sam)
     return [
         summary
         for ratio in config.keep_ratios or (None,)
         for work in works
-        for summary in Run(config, work, sam, processes).at(ratio)
+        for summary in Run(config, work, sam, processes, about_model).at(ratio)
     ]
 
 
@@ -95,13 +96,15 @@ class Run:
     work: Work
     sam: OriginalSam
     processes: Processes
+    about_model: dict[str, Any]
+    """Its provenance."""
 
     def at(self, keep_ratio: float | None) -> list[dict[str, Any]]:
         """The summary at `keep_ratio` (None: as the model is), in the first process; in others nothing."""
         if keep_ratio is not None:
             _set_keep_ratio(self.sam, keep_ratio)
         directory = self._directory(keep_ratio)
-        identity = {**self.work.about, **provenance(self.config, self.sam)}
+        identity = {**self.work.about, **self.about_model, "keep_ratio": _keep_ratio(self.sam)}
         finished = _finished(directory, identity) if self.config.resume else None
         if finished is None:
             finished = self._measured(directory, identity)
@@ -110,13 +113,15 @@ class Run:
 
     def _directory(self, keep_ratio: float | None) -> Path:
         """`output`, or where it is one of several a directory of its own."""
-        parts = [] if keep_ratio is None else [f"keep-{keep_ratio:g}"]
+        parts = [] if keep_ratio is None else [f"keep-{keep_ratio:.15g}"]
         parts += [self.work.about["perturbation"]] if self.config.perturb else []
         return self.config.output.joinpath(*parts)
 
     def _measured(self, directory: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         shards = Shards(directory, identity, resume=self.config.resume, processes=self.processes)
-        cost = {"macs": gmacs(self.sam), "milliseconds": milliseconds(self.sam)} if self.processes.first else {}
+        cost: dict[str, Any] = {}
+        if self.processes.first:
+            cost = {"macs": gmacs(self.sam), "milliseconds": milliseconds(self.sam), **machine(self.sam)}
         self.processes.wait()  # nobody disturbs the clock
         start = time.perf_counter()
         left = [image for image in self.work.images if image.image_id not in shards.done]
@@ -132,11 +137,15 @@ class Run:
                 **self.work.finish(shards.joined([image.image_id for image in self.work.images]), directory),
                 **identity,
                 **cost,
-                "wall_seconds": round(time.perf_counter() - start, 2),
+                "wall_seconds": None if shards.done else round(time.perf_counter() - start, 2),
             }
             write_json(directory / SUMMARY, summary)
         shards.remove()
         return summary
+
+
+def _keep_ratio(sam: OriginalSam) -> float | None:
+    return sam.image_encoder.keep_ratio if isinstance(sam, Sam) else None
 
 
 def _set_keep_ratio(sam: OriginalSam, keep_ratio: float) -> None:

@@ -67,13 +67,13 @@ class Shards:
         torn = 0
         for path in paths:
             lines = []
-            for line in path.read_text().splitlines():
+            for text in path.read_text(errors="replace").splitlines():
                 with suppress(ValueError):
-                    lines.append(json.loads(line))
+                    lines.append(json.loads(text))
                     continue
                 torn += 1
             if lines:
-                self._check_identity(lines[0]["run"], path)
+                self._check_identity(lines[0].get("run", {}), path)
                 records.update({line["image_id"]: line["record"] for line in lines[1:]})
         if torn and self._processes.first:
             warnings.warn(

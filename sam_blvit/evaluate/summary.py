@@ -51,9 +51,13 @@ class Row:
     iou_box_oracle: float | None = None
 
 
-def summarised(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means of `rows` in percent, and how they spread over the seeds."""
-    means = {"miou": mean_ious(rows), "boundary": {"instance": _means(rows, "biou_{}")}, "seeds": _by_seed(rows)}
+def summarised(rows: Sequence[Row], average: str = "instance") -> dict[str, Any]:
+    """Means of `rows` in percent, and how the mean that is the headline, over `average`, spreads over the seeds."""
+    means = {
+        "miou": mean_ious(rows),
+        "boundary": {"instance": _means(rows, "biou_{}")},
+        "seeds": _by_seed(rows, average),
+    }
     if rows[0].iou_box_oracle is not None:
         means["oracle"] = {"instance": _means(rows, "iou_{}_oracle")}
     return means
@@ -123,7 +127,8 @@ def read_rows(directory: Path) -> dict[str, NDArray[Any]]:
         columns = import_parquet().parquet.read_table(path).to_pydict()
     else:
         with open(path, newline="") as file:
-            head, *lines = csv.reader(file)
+            lines = list(csv.reader(file))
+        head = lines.pop(0) if lines else []
         if ragged := [line for line in lines if len(line) != len(head)]:
             raise ValueError(f"{path}: a line of {len(ragged[0])} values under {len(head)} names; measure it again")
         columns = dict(zip(head, zip(*lines, strict=True), strict=True)) if lines else {}
@@ -145,13 +150,13 @@ def import_parquet() -> Any:
         raise ValueError("table=parquet needs pyarrow; pip install pyarrow, or take table=csv") from error
 
 
-def _by_seed(rows: Sequence[Row]) -> dict[str, Any]:
-    """Instance means of each seed, and their standard deviation where there are several."""
+def _by_seed(rows: Sequence[Row], average: str) -> dict[str, Any]:
+    """Means over `average` of each seed, and their standard deviation where there are several."""
     seeds = list(dict.fromkeys(row.seed for row in rows))
-    means = [_means([row for row in rows if row.seed == seed]) for seed in seeds]
+    means = [mean_ious([row for row in rows if row.seed == seed])[average] for seed in seeds]
     values = {prompt: [mean[prompt] for mean in means] for prompt in PROMPTS}
     spread = {prompt: statistics.stdev(values[prompt]) for prompt in PROMPTS} if len(seeds) > 1 else None  # type: ignore[type-var]
-    return {"seeds": seeds, "instance": values, "std": spread}
+    return {"seeds": seeds, average: values, "std": spread}
 
 
 def _means(rows: Sequence[Row], column: str = "iou_{}") -> dict[str, float | None]:

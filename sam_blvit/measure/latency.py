@@ -35,7 +35,7 @@ def milliseconds(sam: OriginalSam) -> dict[str, Any]:
     return {
         "encoder": round(_median(lambda: sam.image_encoder(images), sam.device), 3),
         "decoder": round(_median(answer, sam.device), 3),
-        "how": f"batch 1, {side} x {side} pixels, eager, median of {REPEATS} after 1 warm-up",
+        "how": f"batch 1, {side} x {side} pixels, eager, median of {REPEATS} after warm-up",
     }
 
 
