@@ -40,7 +40,7 @@ class MiouWork:
         protocol = self.how.protocol
         return {
             "task": "miou",
-            "protocol": dataclasses.asdict(protocol),
+            "protocol": {**dataclasses.asdict(protocol), "overridden": list(protocol.overridden)},
             "protocol_label": protocol.label,
             "subset": protocol.subset,
             "prompt_seeds": list(self.how.seeds),
