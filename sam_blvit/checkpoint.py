@@ -40,7 +40,15 @@ WRAPPERS = ("model", "state_dict")
 MOST_WRAPPINGS = 4
 PREFIX = "module."
 POSITIONS = "pos_embed"
-SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder", "preprocess", "postprocess_masks", "mask_threshold")
+SAM_PARTS = (
+    "image_encoder",
+    "prompt_encoder",
+    "mask_decoder",
+    "preprocess",
+    "postprocess_masks",
+    "mask_threshold",
+    "device",
+)
 """What is used of a Sam that is not ours."""
 BIG_LITTLE_PARTS = (".little.", ".alpha_", ".gamma_", "image_encoder.routers.", "image_encoder.outside")
 """What the names of parameters that SAM does not have contain."""
@@ -149,7 +157,12 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
         raise ValueError(
             f"model={weights.model} cannot be called with checkpoint={weights.checkpoint} ({error})"
         ) from error
-    sam = build(**given)
+    try:
+        sam = build(**given)
+    except Exception as error:  # anybody's code: whatever it raises
+        raise ValueError(
+            f"model={weights.model} cannot be built ({type(error).__name__}: {first_line(error)})"
+        ) from error
     if lacking := [part for part in SAM_PARTS if not hasattr(sam, part)]:
         raise ValueError(
             f"model={weights.model} returned a {type(sam).__name__} without {', '.join(lacking)}; a segment_anything "
@@ -182,8 +195,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | 
     except CheckpointError:
         raise
     except Exception as error:  # the readers meet damage with anything: Unicode, index, struct, assertion errors ...
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({reason})") from error
+        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({first_line(error)})") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -222,6 +234,16 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def output_directory(path: Path) -> Path:
+    """`path` as a directory that exists, made if need be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(f"output {path} cannot be a directory ({reason}); name another") from error
+    return path
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -319,6 +341,11 @@ def _with_positions_for(
         if name.startswith(tables) and ".rel_pos_" in name:
             resized[name] = F.interpolate(value.float().T[None], 2 * config.grid - 1, mode="linear")[0].T
     return {**state, **resized}
+
+
+def first_line(error: Exception) -> str:
+    """What `error` says, as one line; its kind if it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 import yaml
@@ -130,10 +130,20 @@ def _call(parse: Callable[[], Action]) -> None:
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(USAGE_ERROR) from None
+        _fail(str(error))
+    except MemoryError as error:
+        _fail(f"out of memory ({error}); decode or load less at once")
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        _fail(f"{error}; decode or load less at once")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR) from None
 
 
 def _registry() -> ConstructorRegistry:

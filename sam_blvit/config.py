@@ -304,7 +304,7 @@ class EvaluationConfig(WeightsConfig):
     feed_mask: bool = False
     """Also give each click of an iterative protocol the logits of the mask it corrects."""
     oracle: bool = False
-    """Also score the best of the decoder's masks for every prompt (columns iou_*_oracle)."""
+    """Also score the best of the decoder's three masks for every prompt (columns iou_*_oracle)."""
     subset: str | None = None
     """full, or minival: photographs of COCO's val2017 alone. Default: the protocol's, which is full."""
     seeds: tuple[int, ...] = (0,)
@@ -379,7 +379,7 @@ class CalibrationConfig:
     images: Path
     """Directory of the photographs: flat, trainval/, or train2017/ and val2017/ inside."""
     output: Path
-    """Directory for calibration.json, the table and the frozen protocol blvit-cal.json."""
+    """Directory for calibration.json, the frozen protocol blvit-cal.json, and each model's means."""
     seed: int = 0
     """Seed of the prompts."""
     prompts_per_batch: int = 64

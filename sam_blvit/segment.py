@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam_blvit.checkpoint import load_model, write_atomically, write_json
+from sam_blvit.checkpoint import load_model, output_directory, write_atomically, write_json
 from sam_blvit.config import MODELS, SegmentConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
@@ -69,7 +69,7 @@ def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
     """
     photograph = read_image(image)
     prompt = parse_prompt(config, size=(photograph.shape[0], photograph.shape[1]))
-    output = _directory(config.output)
+    output = output_directory(config.output)
     sam = load_model(config)
     answer = predict(sam, photograph, prompt)
     pictures = {
@@ -175,13 +175,3 @@ def _describe_run(sam: Sam, config: SegmentConfig, photograph: np.ndarray, promp
         "image_size": {"height": photograph.shape[0], "width": photograph.shape[1]},
         "prompt": prompt.to_json(),
     }
-
-
-def _directory(path: Path) -> Path:
-    """`path` as a directory that exists, made if need be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise ValueError(f"output {path} cannot be a directory ({reason}); name another") from error
-    return path

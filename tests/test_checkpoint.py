@@ -669,6 +669,13 @@ def test_a_foreign_model_is_measured_in_eval_mode(rival: str) -> None:
     assert not any(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize("content", [{"other": torch.zeros(1)}, "no weights"])
+def test_a_builder_that_fails_is_one_line(rival: str, tmp_path: Path, content: Any, refused: Refused) -> None:
+    torch.save(content, tmp_path / "rival.pth")
+    with refused(ValueError, match=f"model={rival}:build cannot be built "):
+        load_any(WeightsConfig(model=f"{rival}:build", checkpoint=tmp_path / "rival.pth", device="cpu"))
+
+
 def test_a_foreign_model_is_given_its_checkpoint(rival: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     first = load_any(WeightsConfig(model=f"{rival}:build", device="cpu"))

@@ -349,3 +349,21 @@ def test_command_files_run_from_a_checkout(script: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 9 GiB"), RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")]
+)
+def test_too_little_memory_is_one_line_with_a_remedy(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    def greedy(config: Numbers) -> None:
+        raise error
+
+    assert "; decode or load less at once" in failing([], capsys, lambda args: run(greedy, args))
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    def mistaken(config: Numbers) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(mistaken, [])

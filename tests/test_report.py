@@ -436,17 +436,30 @@ def test_a_run_above_another_keeps_its_name(tmp_path: Path) -> None:
     assert [run.name for run in read_runs([tmp_path])] == ["x", "x/dark"]
 
 
-@pytest.mark.parametrize("name", ["missing", "empty", "file"])
-def test_a_directory_without_runs_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
-    (tmp_path / "empty").mkdir()
+@pytest.mark.parametrize("name", ["missing", "file"])
+def test_what_is_no_directory_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
     (tmp_path / "file").write_text("{}")
-    with refused(ValueError, f"{name} has no summary.json in or below it; name the output of"):
+    with refused(ValueError, f"{name} is not a directory; name the output of"):
         report(ReportConfig(runs=(tmp_path / name,), output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
+def test_a_directory_without_runs_is_left_out_with_a_note(tmp_path: Path) -> None:
+    ap_run(tmp_path / "x")
+    (tmp_path / "empty").mkdir()
+    with pytest.warns(UserWarning, match="empty is left out: no run's summary.json in or below it"):
+        assert len(read_runs([tmp_path / "empty", tmp_path / "x"])) == 1
+
+
+def test_a_calibrations_own_summaries_are_no_runs(tmp_path: Path) -> None:
+    ap_run(tmp_path / "x")
+    (tmp_path / "calibration" / "vit_b").mkdir(parents=True)
+    (tmp_path / "calibration" / "vit_b" / "summary.json").write_text('{"task": "calibration"}')
+    assert [run.name for run in read_runs([tmp_path])] == ["x"]
+
+
 def test_no_directory_is_refused(tmp_path: Path, refused: Refused) -> None:
-    with refused(ValueError, "no directory of runs is named"):
+    with refused(ValueError, "no directory that is named holds a run"):
         report(ReportConfig(runs=(), output=tmp_path / "out"))
 
 

@@ -239,7 +239,9 @@ BAD_INPUT: list[tuple[str, dict[str, Any], str]] = [
     ("", {"model": "fakes:empty", "keep_ratios": "0.5"}, "keep_ratio=0.5: only a big.LITTLE model"),
     ("", {"detections": "none.json"}, "detections none.json"),
     ("corrupt image", {}, "image .*2.png"),
-    ("broken polygon", {}, "annotation 21: segmentation is malformed"),
+    ("broken polygon", {"model": "none"}, "annotation 21: segmentation is malformed"),
+    ("broken polygon", {"model": "none", "boxes": "gt"}, "annotation 21: segmentation is malformed"),
+    ("box inside out", {}, "annotation 21 is malformed .bbox"),
     ("run lengths of another size", {}, r"annotation 21: segmentation is malformed \(size"),
     ("duplicate ids", {}, "annotation id 20 is given 2 times"),
     ("not COCO", {}, "has no list 'images'"),
@@ -262,6 +264,7 @@ def break_(dataset: Path, how: str) -> None:
         changed = {
             "broken polygon": [*found[:3], {**found[3], "segmentation": [[1, 2, 3]]}],
             "run lengths of another size": [*found[:3], {**found[3], "segmentation": {"size": [9, 9], "counts": [81]}}],
+            "box inside out": [*found[:3], {**found[3], "bbox": [9, 9, -3, 4]}],
             "duplicate ids": [*found[:3], {**found[3], "id": 20}],
             "nothing but crowds": [CROWD],
             "nothing but empty masks": [EMPTY],
@@ -428,3 +431,53 @@ def test_a_process_that_fails_ends_the_run_with_its_message(config: Configured, 
     Image.fromarray(np.zeros((*SIZES[2], 3), np.uint8)).save(seven / "val2017" / "2.png")
     assert torchrun(3, config(), "--resume").returncode == 0
     assert files_of(seven / "out")["summary.json"]["counts"]["images"] == 7
+
+
+def test_a_rerun_that_fails_at_the_end_leaves_no_summary_beside_other_rows(
+    config: Configured, dataset: Path, monkeypatch: pytest.MonkeyPatch, refused: Any
+) -> None:
+    evaluate_lvis(config())
+    first = (dataset / "out" / "summary.json").read_bytes()
+    (dataset / "val2017" / "2.png").rename(dataset / "val2017" / "away.png")
+    with refused(ValueError, "photographs are missing"):
+        evaluate_lvis(config(protocol="ritm"))
+    assert (dataset / "out" / "summary.json").read_bytes() == first  # nothing was lost to a mistake
+    (dataset / "val2017" / "away.png").rename(dataset / "val2017" / "2.png")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sam_blvit.evaluate.miou.write_worst", full)
+        with refused(ValueError, "No space left on device"):
+            evaluate_lvis(config(protocol="ritm"))
+    assert not (dataset / "out" / "summary.json").exists()
+
+
+def test_what_another_task_left_in_the_directory_goes(config: Configured, dataset: Path) -> None:
+    evaluate_lvis(config())
+    write_annotations(dataset, squares((1, 2)), (1, 2))
+    evaluate_lvis(config(boxes="gt"))
+    assert {path.name for path in (dataset / "out").iterdir() if path.is_file()} == {"summary.json", "results.json"}
+    assert not (dataset / "out" / "worst" / "worst.json").exists()
+    evaluate_lvis(config(table="parquet"))
+    assert {path.name for path in (dataset / "out").iterdir() if path.is_file()} == {
+        "summary.json",
+        "instances.parquet",
+    }
+
+
+def test_a_damaged_summary_is_no_finished_run(config: Configured, dataset: Path) -> None:
+    evaluate_lvis(config())
+    for content in ("[1]", "{"):
+        (dataset / "out" / "summary.json").write_text(content)
+        assert evaluated(config(resume=True))["counts"]["instances"] == 4
+
+
+@pytest.mark.parametrize("answer", [(1, 2), None])
+def test_a_foreign_model_of_another_shape_is_refused_by_name(
+    config: Configured, answer: Any, monkeypatch: pytest.MonkeyPatch, refused: Any
+) -> None:
+    monkeypatch.setattr(fakes.Encoder, "forward", lambda self, x: answer)
+    with refused(ValueError, "model=fakes:empty cannot be run as a segment_anything Sam .TypeError"):
+        evaluate_lvis(config(model="fakes:empty"))

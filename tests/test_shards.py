@@ -116,8 +116,8 @@ def test_removed_records_are_forgotten(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     measure(tmp_path, [1, 2], count=2)
     shards(tmp_path, resume=True).remove()
-    assert shards(tmp_path).done == {}
     assert list(tmp_path.iterdir()) == [tmp_path / "summary.json"]
+    assert shards(tmp_path).done == {}
 
 
 # going on ------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,8 @@ def test_nobody_writes_before_everybody_has_read(tmp_path: Path) -> None:
         """While this process waits another writes."""
 
         def wait(self) -> None:
-            shards(tmp_path, rank=1, count=2).write([result(5)])
+            if not (tmp_path / "shards").exists():
+                shards(tmp_path).write([result(5)])
 
     assert Shards(tmp_path, IDENTITY, resume=False, processes=FasterOther(0, 2)).done == {}
     assert shards(tmp_path, resume=True).done == {5: record(5)}
@@ -288,10 +289,29 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_directory_that_cannot_be_made_gives_one_line(tmp_path: Path, refused: Refused) -> None:
-    process = shards(tmp_path / "file" / "run")
     (tmp_path / "file").write_text("")
-    with refused(ValueError, match=r"000000-0\.jsonl: cannot be written \(.+\)"):
-        process.write([result(1)])
+    with refused(ValueError, match=r"shards: cannot be written \(.+\)"):
+        shards(tmp_path / "file" / "run")
+
+
+def test_a_directory_that_one_process_does_not_see_is_refused(tmp_path: Path, refused: Refused) -> None:
+    with refused(ValueError, match="shards is not seen by all processes; name one on a shared disk"):
+        shards(tmp_path, rank=1, count=2)
+
+
+def test_what_is_wrong_with_an_image_is_said_with_the_way_to_go_on(tmp_path: Path, refused: Refused) -> None:
+    def results() -> Iterator[tuple[int, Any]]:
+        yield result(1)
+        raise ValueError("photograph is torn")
+
+    with refused(ValueError, match="photograph is torn; what was measured before is kept: mend it and go on with"):
+        shards(tmp_path).write(results())
+    assert shards(tmp_path, resume=True).done == {1: record(1)}
+
+
+def test_a_run_that_measured_nothing_is_no_obstacle_to_another(tmp_path: Path) -> None:
+    shards(tmp_path).write([])
+    assert shards(tmp_path).done == {}
 
 
 def test_an_error_of_the_measurement_is_not_taken_for_one_of_the_disk(tmp_path: Path) -> None:

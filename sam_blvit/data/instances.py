@@ -68,13 +68,20 @@ class Instance:
 
         Raises ValueError, one line naming the annotation, where pycocotools would crash or invent pixels.
         """
+        shape = self.checked(height, width)
+        if not shape:
+            return np.zeros((height, width), dtype=bool)
+        if isinstance(shape, list):
+            shape = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
+        return coco_mask.decode(shape).astype(bool)
+
+    def checked(self, height: int, width: int) -> list[list[float]] | dict[str, Any]:
+        """The segmentation as pycocotools can draw it on (height, width) pixels: polygons, perhaps none, or compressed
+        run lengths. Nothing is drawn. Raises ValueError as `mask` does."""
         try:
-            runs = _encoded(self.segmentation, height, width)
+            return _drawable(self.segmentation, height, width)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"annotation {self.ann_id}: segmentation is malformed ({_reason(error)})") from error
-        if runs is None:
-            return np.zeros((height, width), dtype=bool)
-        return coco_mask.decode(runs).astype(bool)
 
 
 def read_instances(path: str | Path) -> tuple[dict[int, ImageRecord], list[Instance]]:
@@ -166,6 +173,8 @@ def _record(entry: Any) -> ImageRecord:
 def _instance(entry: Any) -> Instance:
     try:
         x, y, width, height = (_finite(value) for value in entry["bbox"])
+        if min(width, height) < 0:
+            raise ValueError(f"bbox {entry['bbox']} is inside out; x, y, width, height are expected")
         return Instance(
             ann_id=_whole(entry["id"]),
             image_id=_whole(entry["image_id"]),
@@ -192,15 +201,19 @@ def _check(images: Mapping[int, ImageRecord], records: Sequence[ImageRecord], in
             raise ValueError(f"annotation {instance.ann_id} is of image {instance.image_id}, which is not listed")
 
 
-def _encoded(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
-    """`segmentation` as compressed run lengths; None where it encloses nothing."""
+def check_masks(instances: Iterable[Instance], images: Mapping[int, ImageRecord]) -> None:
+    """Raise ValueError, one line, unless each of `instances` can be drawn on its image; quicker than drawing."""
+    for instance in instances:
+        instance.checked(images[instance.image_id].height, images[instance.image_id].width)
+
+
+def _drawable(segmentation: Any, height: int, width: int) -> list[list[float]] | dict[str, Any]:
     if isinstance(segmentation, dict):
         return _checked_runs(segmentation, height, width)
     if not isinstance(segmentation, list):
         raise TypeError(f"{type(segmentation).__name__} instead of polygons or run lengths")
     polygons = [_checked_polygon(polygon, height, width) for polygon in segmentation]
-    polygons = [polygon for polygon in polygons if len(polygon) >= 6]  # fewer than three corners enclose nothing
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
+    return [polygon for polygon in polygons if len(polygon) >= 6]  # fewer than three corners enclose nothing
 
 
 def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:

@@ -18,7 +18,7 @@ from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.checkpoint import write_atomically
 from sam_blvit.config import EvaluationConfig
-from sam_blvit.data.instances import ImageFile, find_images, read_instances
+from sam_blvit.data.instances import ImageFile, check_masks, find_images, read_instances
 from sam_blvit.data.prompts import corners
 from sam_blvit.evaluate.detection import (
     JUDGES,
@@ -126,6 +126,7 @@ def ap_work(config: EvaluationConfig, judge: str) -> ApWork:
     records, instances = read_instances(config.annotations)
     chosen = in_subset(records, config.subset or "full", config.annotations)
     check_annotations(config.annotations, chosen, judge)
+    check_masks(instances, records)
     if config.detections is None:
         found = ground_truth_boxes(instances)
     else:
@@ -135,7 +136,11 @@ def ap_work(config: EvaluationConfig, judge: str) -> ApWork:
         if detection.image_id in chosen:
             of_image[detection.image_id].append(detection)
     if not of_image:
-        raise ValueError(f"none of {len(found)} boxes is on a photograph of subset={config.subset}; take subset=full")
+        raise ValueError(
+            f"none of {len(found)} boxes is on a photograph of subset={config.subset or 'full'}; take subset=full"
+            if found
+            else f"annotations {config.annotations}: all {len(instances)} are crowds, whose boxes are no objects'"
+        )
     return ApWork(
         config=config,
         judge=judge,

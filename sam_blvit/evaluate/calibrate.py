@@ -19,7 +19,7 @@ from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.checkpoint import write_json
 from sam_blvit.config import CalibrationConfig, EvaluationConfig
-from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
+from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_images, read_instances
 from sam_blvit.distributed import joined_processes
 from sam_blvit.evaluate.clicks import Asked, Examiner
 from sam_blvit.evaluate.overlap import iou
@@ -145,6 +145,11 @@ def _ious(asked: Asked, truths: Sequence[Truth]) -> list[float]:
 def _work(config: CalibrationConfig) -> CalibrationWork:
     records, annotated = read_instances(config.annotations)
     instances = [instance for instance in annotated if not instance.crowd]
+    if not instances:
+        raise ValueError(
+            f"annotations {config.annotations}: all {len(annotated)} are crowds, there is nothing to measure"
+        )
+    check_masks(instances, records)
     wanted = {instance.image_id for instance in instances}
     return CalibrationWork(
         images=find_images([record for record in records.values() if record.image_id in wanted], config.images),

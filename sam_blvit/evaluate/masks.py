@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam as OriginalSam
 
@@ -24,9 +23,8 @@ from sam_blvit.evaluate.perturb import CLEAN, Perturbation
 from sam_blvit.evaluate.photographs import Photograph, Truth, by_image, photographs
 from sam_blvit.evaluate.protocols import Protocol
 from sam_blvit.evaluate.summary import Row
-from sam_blvit.evaluate.view import View, pixels_of
+from sam_blvit.evaluate.view import View
 from sam_blvit.evaluate.worst import WORST, BadAnswer, bad_answer
-from sam_blvit.model.sam import Sam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Measurement:
     rows: list[Row] = field(default_factory=list)
     """One an object and seed."""
     skipped_empty: list[int] = field(default_factory=list)
-    """Ids of annotations without a single pixel."""
+    """Ids of annotations without a single pixel, by themselves or since a shift moved them out."""
     worst: list[BadAnswer] = field(default_factory=list)
     """The lowest IoUs from a box, and perhaps others that were the lowest when they were met."""
     primary: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -78,7 +76,7 @@ class MaskMeasure:
     seeds: tuple[int, ...] = (0,)
     prompts_per_batch: int = 64
     oracle: bool = False
-    """Whether the best of the decoder's masks is scored too."""
+    """Whether the best of the decoder's three masks is scored too."""
     perturbation: Perturbation = CLEAN
 
     def by_image(
@@ -88,9 +86,10 @@ class MaskMeasure:
         lowest = LowestSoFar(WORST)
         side = sam.image_encoder.img_size
         for photograph in photographs(images, instances, side=side, perturbation=self.perturbation):
-            measured = Measurement(skipped_empty=photograph.skipped_empty, primary=self._primary(sam, photograph))
+            measured = Measurement(skipped_empty=photograph.skipped_empty)
             if photograph.truths:
                 view = View.of(sam, photograph.resized, photograph.size)
+                measured.primary.update(self._primary(view, photograph))
                 examiner = Examiner(view, self.protocol, self.oracle)
                 for start in range(0, len(photograph.truths), self.prompts_per_batch):
                     self._measure(examiner, photograph.truths[start : start + self.prompts_per_batch], measured, lowest)
@@ -115,24 +114,22 @@ class MaskMeasure:
                     )
                 )
 
-    @torch.no_grad()
-    def _primary(self, sam: OriginalSam, photograph: Photograph) -> dict[str, tuple[int, int]]:
-        if self.perturbation is CLEAN or not isinstance(sam, Sam):
+    def _primary(self, view: View, photograph: Photograph) -> dict[str, tuple[int, int]]:
+        """What the perturbation left of the primary tokens, by router's layer; takes a second embedding."""
+        if self.perturbation is CLEAN or not view.routings:
             return {}
-        before, after = (
-            sam.image_encoder.encode(sam.preprocess(pixels_of(pixels, sam.device))).routings
-            for pixels in (photograph.unperturbed, photograph.resized)
-        )
+        before = View.of(view.sam, photograph.unperturbed, photograph.size).routings
         return {
-            str(layer): (int((chosen.primary * after[layer].primary).sum()), int(chosen.primary.sum()))
-            for layer, chosen in before.items()
+            str(layer): (int((before[layer].primary * after.primary).sum()), int(before[layer].primary.sum()))
+            for layer, after in view.routings.items()
         }
 
 
 def measure_masks(
     sam: OriginalSam, images: Sequence[ImageFile], instances: Iterable[Instance], how: MaskMeasure
 ) -> Measurement:
-    """Measure `sam`, as it is and where it is, on `instances` of `images`; each photograph is encoded once.
+    """Measure `sam`, as it is and where it is, on `instances` of `images`; each photograph is encoded once,
+    under a perturbation twice to compare primary tokens.
 
     For a trainer: `lambda sam: mean_ious(measure_masks(sam, images, instances, how).rows)`.
     """

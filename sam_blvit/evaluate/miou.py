@@ -12,13 +12,13 @@ from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.checkpoint import write_atomically
 from sam_blvit.config import EvaluationConfig
-from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
+from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_images, read_instances
 from sam_blvit.evaluate.masks import MaskMeasure, Measurement
 from sam_blvit.evaluate.perturb import Perturbation, perturbations_named
 from sam_blvit.evaluate.photographs import by_image
 from sam_blvit.evaluate.protocols import protocol_named
 from sam_blvit.evaluate.subset import in_subset
-from sam_blvit.evaluate.summary import TABLES, import_parquet, miou_table, summarised, write_rows
+from sam_blvit.evaluate.summary import import_parquet, miou_table, summarised, write_rows
 from sam_blvit.evaluate.worst import write_worst
 
 
@@ -47,6 +47,7 @@ class MiouWork:
             "oracle_scored": self.how.oracle,
             "include_crowd": self.include_crowd,
             "perturbation": self.how.perturbation.name,
+            "table": self.table,
         }
 
     def by_image(self, sam: OriginalSam, images: Sequence[ImageFile]) -> Iterator[tuple[int, Any]]:
@@ -60,8 +61,6 @@ class MiouWork:
         self._check_complete(measured)
         name = f"instances.{self.table}"
         write_atomically(directory / name, lambda to: write_rows(measured.rows, to, self.table))
-        for other in set(TABLES) - {name}:
-            (directory / other).unlink(missing_ok=True)  # of an earlier run
         write_worst(
             directory,
             measured.worst,
@@ -125,6 +124,7 @@ def miou_works(config: EvaluationConfig) -> list[MiouWork]:
         raise ValueError(
             f"annotations {config.annotations}: all {len(annotated)} are crowds; add --include-crowd to measure them"
         )
+    check_masks(instances, records)
     wanted = {instance.image_id for instance in instances}
     images = find_images([record for record in records.values() if record.image_id in wanted], config.images)
     return [

@@ -42,7 +42,7 @@ class Photograph:
     """(h, w, 3) the same before the perturbation."""
     truths: list[Truth]
     skipped_empty: list[int]
-    """Ids of annotations without a single pixel."""
+    """Ids of annotations without a single pixel, by themselves or since a shift moved them out."""
 
     @property
     def size(self) -> tuple[int, int]:

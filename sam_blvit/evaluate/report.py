@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,9 @@ from sam_blvit.config import ReportConfig
 from sam_blvit.evaluate.ap import SHOWN
 from sam_blvit.evaluate.charts import SIZE_COLOURS, Point, cost_chart, keep_chart, reliability_chart, size_chart
 from sam_blvit.evaluate.statistics import RESAMPLES, Comparison, Rows, compare, duplicate, reliability
-from sam_blvit.evaluate.summary import PROMPTS, markdown, read_rows
+from sam_blvit.evaluate.summary import PROMPTS, SUMMARY, markdown, read_rows
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-SUMMARY = "summary.json"
 NOTHING = "-"
 """A cell without a value."""
 ON_SCREEN = ("#", "run", "model", "keep ratio", "protocol", "perturbation", "objects", *PROMPTS, "AP", "MACs", "ms")
@@ -109,7 +109,9 @@ class Run:
             asked["boxes"] = self.file("boxes")
             return asked | {name: self.text(name) for name in ("judge", "select", "refine")}
         asked |= {"seeds": self.text("seeds.seeds"), "crowds measured": self.text("include_crowd")}
-        rules = {name: str(value) for name, value in self.value("protocol").items() if name != "subset"}
+        rules = {
+            name: str(value) for name, value in self.value("protocol").items() if name not in ("subset", "overridden")
+        }
         return asked | {f"protocol {name}": value for name, value in rules.items()}
 
     @property
@@ -134,18 +136,26 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
     """Every run in or below `directories`, in their order, each once. ValueError, one line."""
     found: dict[Path, None] = {}
     for directory in directories:
-        below = sorted(path.parent for path in directory.resolve().rglob(SUMMARY))
+        if not directory.is_dir():
+            raise ValueError(f"{directory} is not a directory; name the output of eval/run_lvis.py")
+        below = sorted(path.parent for path in directory.resolve().rglob(SUMMARY) if _is_run(path))
         if not below:
-            raise ValueError(f"{directory} has no {SUMMARY} in or below it; name the output of eval/run_lvis.py")
+            warnings.warn(f"{directory} is left out: no run's {SUMMARY} in or below it", stacklevel=2)
         found |= dict.fromkeys(below)
     if not found:
-        raise ValueError("no directory of runs is named; name the output of eval/run_lvis.py")
+        raise ValueError("no directory that is named holds a run; name the output of eval/run_lvis.py")
     root = Path(os.path.commonpath(found))
     root = root.parent if root in found else root
     return [
         Run(number=number, name=str(path.relative_to(root)), directory=path, summary=_json(path / SUMMARY))
         for number, path in enumerate(found, start=1)
     ]
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a summary is of a run that the page shows; a calibration's own are not."""
+    summary = _json(path)
+    return not (isinstance(summary, dict) and summary.get("task") == "calibration")
 
 
 def page_about(runs: Sequence[Run]) -> str:
@@ -167,7 +177,7 @@ def page_about(runs: Sequence[Run]) -> str:
         size_chart=_size_chart(measured),
         keep_charts=_keep_charts(measured),
         robustness=[_table(lines) for lines in _robustness(measured)],
-        worst=[(run.name, pictures) for run in runs if (pictures := _worst(run.directory))],
+        worst=[(run.name, pictures) for run in measured if (pictures := _worst(run.directory))],
         **_of_instances(measured),
     )
 

@@ -17,18 +17,21 @@ import torch
 from segment_anything.modeling import Sam as OriginalSam
 from tqdm import tqdm
 
-from sam_blvit.checkpoint import load_any, write_json
+from sam_blvit.checkpoint import first_line, load_any, output_directory, write_json
 from sam_blvit.config import EvaluationConfig
 from sam_blvit.data.instances import ImageFile
 from sam_blvit.distributed import Processes, joined_processes
-from sam_blvit.evaluate.ap import ApWork, ap_work
+from sam_blvit.evaluate.ap import RESULTS, ApWork, ap_work
 from sam_blvit.evaluate.miou import MiouWork, miou_works
 from sam_blvit.evaluate.provenance import gmacs, machine, provenance
 from sam_blvit.evaluate.shards import Shards, writable
+from sam_blvit.evaluate.summary import SUMMARY, TABLES
+from sam_blvit.evaluate.worst import DIRECTORY
 from sam_blvit.measure.latency import milliseconds
 from sam_blvit.model.sam import Sam
 
-SUMMARY = "summary.json"
+OUTPUTS = (SUMMARY, RESULTS, *TABLES, f"{DIRECTORY}/worst.json")
+"""Files of a finished run. The summary is the last to be written and the first to go."""
 
 
 class Work(Protocol):
@@ -75,8 +78,7 @@ def _evaluate(config: EvaluationConfig, judge: str) -> list[dict[str, Any]]:
 
 def run_works(config: EvaluationConfig, works: Sequence[Work], processes: Processes) -> list[dict[str, Any]]:
     """Do each of `works` with `config`'s model at each of its keep ratios; the summaries, in the first process."""
-    with writable(config.output):
-        config.output.mkdir(parents=True, exist_ok=True)
+    output_directory(config.output)
     torch.manual_seed(0)  # weights that no file gives are the same in every process
     sam = load_any(config)
     about_model = provenance(config, sam)
@@ -121,7 +123,7 @@ class Run:
         shards = Shards(directory, identity, resume=self.config.resume, processes=self.processes)
         cost: dict[str, Any] = {}
         if self.processes.first:
-            cost = {"macs": gmacs(self.sam), "milliseconds": milliseconds(self.sam), **machine(self.sam)}
+            cost = {"macs": gmacs(self.sam), "milliseconds": self._milliseconds(), **machine(self.sam)}
         self.processes.wait()  # nobody disturbs the clock
         start = time.perf_counter()
         left = [image for image in self.work.images if image.image_id not in shards.done]
@@ -133,6 +135,10 @@ class Run:
         if not self.processes.first:
             return {}
         with writable(directory):
+            for name in OUTPUTS:
+                (directory / name).unlink(
+                    missing_ok=True
+                )  # of an earlier run: a summary never stands beside others' rows
             summary = {
                 **self.work.finish(shards.joined([image.image_id for image in self.work.images]), directory),
                 **identity,
@@ -142,6 +148,18 @@ class Run:
             write_json(directory / SUMMARY, summary)
         shards.remove()
         return summary
+
+    def _milliseconds(self) -> dict[str, Any]:
+        """The model's times; it runs for the first time, which tells whether a foreign one is a Sam."""
+        try:
+            return milliseconds(self.sam)
+        except Exception as error:  # anybody's code: whatever it raises
+            if isinstance(self.sam, Sam) or "out of memory" in str(error):
+                raise
+            raise ValueError(
+                f"model={self.config.model} cannot be run as a segment_anything Sam "
+                f"({type(error).__name__}: {first_line(error)}); wrap it in one"
+            ) from error
 
 
 def _keep_ratio(sam: OriginalSam) -> float | None:
@@ -159,6 +177,11 @@ def _finished(directory: Path, identity: Mapping[str, Any]) -> dict[str, Any] | 
     path = directory / SUMMARY
     if not path.is_file():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text())
+    try:
+        summary = json.loads(path.read_text())
+    except ValueError:
+        return None
+    if not isinstance(summary, dict):
+        return None
     same = all(summary.get(name) == value for name, value in json.loads(json.dumps(identity)).items())
     return summary if same else None

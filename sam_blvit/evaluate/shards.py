@@ -28,28 +28,37 @@ class Shards:
         self._directory = directory / DIRECTORY
         self._identity = json.loads(json.dumps(identity))
         self._processes = processes
-        self.done = self._read(resume)
+        self.done = self._read()
         """Records by image id, from before."""
+        if self.done and not resume:
+            raise ValueError(
+                f"output {self._directory} is an unfinished run; go on with --resume, or delete it to start again"
+            )
         processes.wait()  # nobody writes before everybody has read
+        if processes.first:
+            with writable(self._directory):
+                self._directory.mkdir(parents=True, exist_ok=True)
+        processes.wait()
+        if not self._directory.is_dir():
+            raise ValueError(f"output {self._directory} is not seen by all processes; name one on a shared disk")
 
     def write(self, results: Iterable[tuple[int, Any]]) -> None:
         """Keep each image's record as soon as it is there. ValueError if the disk takes no more; nothing is lost."""
         path = self._directory / f"{len(self.done):06d}-{self._processes.rank}.jsonl"
         with writable(path):
-            self._directory.mkdir(parents=True, exist_ok=True)
             path.write_text(_line({"run": self._identity}))
-        for image_id, record in results:
+        for image_id, record in _resumable(results):
             line = _line({"image_id": image_id, "record": record})
             with writable(path), path.open("a") as file:
                 file.write(line)
 
     def joined(self, image_ids: Sequence[int]) -> list[Any]:
         """The record of each of `image_ids`, in that order; ValueError if one is missing."""
-        records = self._read(resume=True)
+        records = self._read()
         if missing := [image_id for image_id in image_ids if image_id not in records]:
             raise ValueError(
                 f"output {self._directory}: {len(missing)} of {len(image_ids)} images have no record, first "
-                f"{missing[0]}; all processes must see the same directory: name one on a shared disk and use --resume"
+                f"{missing[0]}; go on with --resume"
             )
         return [records[image_id] for image_id in image_ids]
 
@@ -57,12 +66,8 @@ class Shards:
         """Forget the records, once what they add up to is written."""
         shutil.rmtree(self._directory)
 
-    def _read(self, resume: bool) -> dict[int, Any]:
+    def _read(self) -> dict[int, Any]:
         paths = sorted(self._directory.glob("*.jsonl"))
-        if paths and not resume:
-            raise ValueError(
-                f"output {self._directory} is an unfinished run; go on with --resume, or delete it to start again"
-            )
         records: dict[int, Any] = {}
         torn = 0
         for path in paths:
@@ -72,7 +77,7 @@ class Shards:
                     lines.append(json.loads(text))
                     continue
                 torn += 1
-            if lines:
+            if len(lines) > 1:
                 self._check_identity(lines[0].get("run", {}), path)
                 records.update({line["image_id"]: line["record"] for line in lines[1:]})
         if torn and self._processes.first:
@@ -86,6 +91,14 @@ class Shards:
         if differing:
             told = "; ".join(f"{name} was {run.get(name)}, is {self._identity.get(name)}" for name in differing)
             raise ValueError(f"output {path} is of another run ({told}); delete it, or name another output")
+
+
+def _resumable(results: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """`results`; what is wrong with one of them is said with what to do after it is mended."""
+    try:
+        yield from results
+    except ValueError as error:
+        raise ValueError(f"{error}; what was measured before is kept: mend it and go on with --resume") from error
 
 
 @contextmanager

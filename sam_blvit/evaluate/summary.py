@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 PROMPTS = ("box", "1pt", "3pt")
 SMALL, LARGE = 32**2, 96**2
 """COCO's limits of small and large objects, pixels of annotated area."""
+SUMMARY = "summary.json"
 TABLES = ("instances.csv", "instances.parquet")
 IDS = ("seed", "ann_id", "image_id", "category_id", "npix")
 """Columns of whole numbers."""

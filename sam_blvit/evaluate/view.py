@@ -9,7 +9,8 @@ Shapes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
 from sam_blvit.config import EVALUATION_CHOICES
-from sam_blvit.model.sam import decode
+from sam_blvit.model.router import Routing
+from sam_blvit.model.sam import Sam, decode
 from sam_blvit.predictor import Resize
 
 
@@ -65,13 +67,19 @@ class View:
     """Height and width of the photograph."""
     resized: tuple[int, int]
     """Height and width as the encoder saw it, without padding."""
+    routings: Mapping[int, Routing] = field(default_factory=dict)
+    """What routers chose, by the layer they follow; nothing where the model has none or none ran."""
 
     @classmethod
     @torch.no_grad()
     def of(cls, sam: OriginalSam, resized: NDArray[np.uint8], size: tuple[int, int]) -> View:
         """Embed a photograph of `size` (H, W) from its `resized` pixels (h, w, 3)."""
-        embedding = sam.image_encoder(sam.preprocess(pixels_of(resized, sam.device)))
-        return cls(sam=sam, embedding=embedding, size=size, resized=(resized.shape[0], resized.shape[1]))
+        pixels = sam.preprocess(torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None])
+        shown = (resized.shape[0], resized.shape[1])
+        if isinstance(sam, Sam):
+            encoding = sam.image_encoder.encode(pixels)
+            return cls(sam=sam, embedding=encoding.embedding, size=size, resized=shown, routings=encoding.routings)
+        return cls(sam=sam, embedding=sam.image_encoder(pixels), size=size, resized=shown)
 
     @torch.no_grad()
     def answer(self, prompt: Prompt, select: str, truth: NDArray[np.bool_] | None = None) -> Answer:
@@ -100,7 +108,7 @@ class View:
     def best_iou(self, prompt: Prompt, truth: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Highest IoU (P,), percent, that one of the decoder's three masks has with the `truth` (P, H, W)."""
         logits, _ = self._decoded(prompt, multimask=True)
-        return 100 * self._ious(logits, truth).amax(dim=1).numpy()
+        return self._ious(logits, truth).amax(dim=1).numpy()
 
     def _decoded(self, prompt: Prompt, *, multimask: bool) -> tuple[Tensor, Tensor]:
         logits, predicted = decode(self.sam, self.embedding, **self._tensors(prompt), multimask_output=multimask)
@@ -109,10 +117,10 @@ class View:
         return logits, predicted
 
     def _ious(self, logits: Tensor, truth: NDArray[np.bool_]) -> Tensor:
-        """IoU (P, 3) float64 of every mask with the `truth` (P, H, W), from whole numbers of pixels."""
+        """IoU (P, 3) float64, percent, of every mask with the `truth` (P, H, W), from whole numbers of pixels."""
         masks = self._enlarged(logits).flatten(2)
         true = torch.as_tensor(truth, device=masks.device)[:, None].flatten(2)
-        return (masks & true).sum(-1).cpu().double() / (masks | true).sum(-1).cpu().double()
+        return 100 * (masks & true).sum(-1).cpu().double() / (masks | true).sum(-1).cpu().double()
 
     def _enlarged(self, logits: Tensor) -> Tensor:
         full = self.sam.postprocess_masks(logits, self.resized, self.size)
@@ -130,8 +138,3 @@ class View:
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.as_tensor(array, dtype=torch.float32, device=self.sam.device)
-
-
-def pixels_of(resized: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """`resized` (h, w, 3) as a batch of one (1, 3, h, w)."""
-    return torch.as_tensor(resized, device=device).permute(2, 0, 1)[None]
