@@ -54,7 +54,7 @@ def test_the_config_needs_the_standard_library_alone() -> None:
         assert all(name.split(".")[0] in sys.stdlib_module_names for name in names)
 
 
-@pytest.mark.parametrize("module", ["yaml", "tyro", "pycocotools", "lvis"])
+@pytest.mark.parametrize("module", ["yaml", "tyro", "pycocotools", "lvis", "matplotlib"])
 def test_importing_the_package_does_not_import(module: str) -> None:
     code = f"import sys, sam_blvit; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
