@@ -1,6 +1,6 @@
 """Measure the COCO AP of masks prompted by boxes, a detector's or the annotated ones, or point and box mIoU.
 
-$ python eval/run_coco.py --annotations instances_val2017.json --images coco --output runs/coco \
+$ python eval/run_coco.py --annotations instances_val2017.json --images coco --output runs/coco \\
       --detections coco_instances_results.json --model blvit_b_t --checkpoint blvit_b_t.safetensors
 $ python eval/run_coco.py ... --boxes gt
 """

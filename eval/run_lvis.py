@@ -1,6 +1,6 @@
 """Measure point and box mIoU on LVIS or COCO instances, or the LVIS AP of masks prompted by boxes.
 
-$ python eval/run_lvis.py --annotations lvis_v1_val.json --images coco --output runs/lvis \
+$ python eval/run_lvis.py --annotations lvis_v1_val.json --images coco --output runs/lvis \\
       --model blvit_b_t --checkpoint blvit_b_t.safetensors
 $ torchrun --nproc-per-node 8 eval/run_lvis.py ... --seeds 0,1,2
 $ python eval/run_lvis.py ... --keep-ratios 0,0.125,0.25,0.5,0.75,1
