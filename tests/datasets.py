@@ -31,6 +31,10 @@ def annotation(ann_id: int, image_id: int, x: int, y: int, side: int, **fields: 
     }
 
 
+EMPTY = annotation(91, 1, 100, 70, 1, segmentation=[])
+CROWD = annotation(92, 2, 20, 20, 30, iscrowd=1)
+
+
 def squares(image_ids: tuple[int, ...]) -> list[dict[str, Any]]:
     """Two squares in each image, side by side, of sides that differ."""
     found = []
@@ -74,4 +78,11 @@ def write_dataset(root: Path, image_ids: tuple[int, ...] = (1, 2)) -> Path:
     """Photographs and annotations of two squares each."""
     write_images(root, image_ids)
     write_annotations(root, squares(image_ids), image_ids)
+    return root
+
+
+def write_odd_dataset(root: Path) -> Path:
+    """As `write_dataset`, and an object without a pixel and a crowd beside the squares."""
+    write_images(root, (1, 2))
+    write_annotations(root, [*squares((1, 2)), EMPTY, CROWD], (1, 2))
     return root

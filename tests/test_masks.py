@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from segment_anything import SamPredictor
 
-from datasets import annotation, polygon, squares, write_annotations, write_dataset
+from datasets import EMPTY, annotation, polygon, squares, write_annotations, write_odd_dataset
 from sam_blvit.config import ModelConfig
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.data.prompts import corners, uniform_points
@@ -25,16 +25,12 @@ from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real_eval"
-EMPTY = annotation(91, 1, 100, 70, 1, segmentation=[])
-CROWD = annotation(92, 2, 20, 20, 30, iscrowd=1)
 PAPER = MaskMeasure(protocol=PROTOCOLS["blvit"])
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    write_dataset(tmp_path)
-    write_annotations(tmp_path, [*squares((1, 2)), EMPTY, CROWD], (1, 2))
-    return tmp_path
+    return write_odd_dataset(tmp_path)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import fakes
-from datasets import SIZES, annotation, squares, write_annotations, write_dataset, write_images
+from datasets import CROWD, EMPTY, SIZES, squares, write_annotations, write_images, write_odd_dataset
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.cli import run
 from sam_blvit.config import EvaluationConfig, ModelConfig
@@ -34,16 +34,12 @@ from sam_blvit.model.sam import Sam
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real_eval"
 EVAL = Path(__file__).parents[1] / "eval"
-EMPTY = annotation(91, 1, 100, 70, 1, segmentation=[])
-CROWD = annotation(92, 2, 20, 20, 30, iscrowd=1)
 Configured = Callable[..., EvaluationConfig]
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    write_dataset(tmp_path)
-    write_annotations(tmp_path, [*squares((1, 2)), EMPTY, CROWD], (1, 2))
-    return tmp_path
+    return write_odd_dataset(tmp_path)
 
 
 @pytest.fixture
