@@ -6,14 +6,11 @@ between versions: without the big.LITTLE ones a state dict is a valid SAM state 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
-import json
 import os
 import pickle
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,6 +26,7 @@ from torch import Tensor
 
 from sam_blvit.config import MODELS, PATCH_SIZE, ModelConfig, WeightsConfig, model_config, override
 from sam_blvit.distributed import pick_device
+from sam_blvit.files import first_line, write_atomically
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
@@ -211,46 +209,6 @@ def is_big_little(name: str) -> bool:
     return any(part in name for part in BIG_LITTLE_PARTS)
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, the identity of the weights in it."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
-    """Have `write` fill a temporary file beside `path`, then put it in place of `path` in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would keep the file to its writer
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def output_directory(path: Path) -> Path:
-    """`path` as a directory that exists, made if need be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise ValueError(f"output {path} cannot be a directory ({reason}); name another") from error
-    return path
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically."""
-    write_atomically(path, lambda to: Path(to).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n"))
-
-
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
     with safe_open(path, framework="pt") as file:
         config = (file.metadata() or {}).get(CONFIG_KEY)
@@ -341,11 +299,6 @@ def _with_positions_for(
         if name.startswith(tables) and ".rel_pos_" in name:
             resized[name] = F.interpolate(value.float().T[None], 2 * config.grid - 1, mode="linear")[0].T
     return {**state, **resized}
-
-
-def first_line(error: Exception) -> str:
-    """What `error` says, as one line; its kind if it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam_blvit.checkpoint import load_model, output_directory, write_atomically, write_json
+from sam_blvit.checkpoint import load_model
 from sam_blvit.config import MODELS, SegmentConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
+from sam_blvit.files import output_directory, write_atomically, write_json
 from sam_blvit.measure.latency import now
 from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor, checked_box, checked_points

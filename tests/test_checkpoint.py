@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import linecache
 import os
 import pickle
 import re
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,7 +24,6 @@ from sam_blvit.checkpoint import (
     CONFIG_KEY,
     SHIPPED_WEIGHTS,
     CheckpointError,
-    file_sha256,
     is_big_little,
     load_any,
     load_model,
@@ -35,10 +32,9 @@ from sam_blvit.checkpoint import (
     sam_model_registry,
     save_plain_sam,
     save_sam,
-    write_atomically,
-    write_json,
 )
 from sam_blvit.config import MODELS, ModelConfig, WeightsConfig
+from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
@@ -497,36 +493,6 @@ def test_another_image_side_keeps_all_but_the_positions(sam: Sam, tmp_path: Path
 # files ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "kept.pth"
-    path.write_text("old")
-
-    def fail(temporary: str) -> None:
-        Path(temporary).write_text("half of the n")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_written_file_replaces_the_old_one_and_leaves_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "made" / "on the way" / "new.pth"
-    for text in ("old", "new"):
-        write_atomically(path, lambda temporary, text=text: Path(temporary).write_text(text))
-    assert path.read_text() == "new"
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="no umask there")
-def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
-    (tmp_path / "any").touch()
-    write_atomically(tmp_path / "written", lambda temporary: Path(temporary).write_text("x"))
-    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("written", "any")]
-    assert modes[0] == modes[1]
-
-
 def test_a_models_file_is_written_atomically(sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ours.safetensors"
     save_sam(sam, path)
@@ -539,30 +505,6 @@ def test_a_models_file_is_written_atomically(sam: Sam, tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="disk full"):
         save_sam(sam, path)
     assert file_sha256(path) == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_files_sha256_is_the_usual_one(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert file_sha256(tmp_path / "abc") == expected
-
-
-def test_json_is_written_as_people_read_it(tmp_path: Path) -> None:
-    content = {"miou": [1 / 3, None], "name": "b"}
-    write_json(tmp_path / "made" / "summary.json", content)
-    text = (tmp_path / "made" / "summary.json").read_text()
-    assert json.loads(text) == content
-    assert text.endswith("}\n")
-    assert '\n  "name": "b"' in text
-
-
-def test_json_that_cannot_be_written_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    write_json(path, {"old": True})
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        write_json(path, {"new": True, "tensor": torch.zeros(1)})
-    assert json.loads(path.read_text()) == {"old": True}
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -15,10 +15,11 @@ from segment_anything import modeling as sa
 from torch import Tensor, nn
 
 from sam_blvit import __version__
-from sam_blvit.checkpoint import SHIPPED_WEIGHTS, file_sha256, load_any, save_sam
+from sam_blvit.checkpoint import SHIPPED_WEIGHTS, load_any, save_sam
 from sam_blvit.config import EvaluationConfig, ModelConfig
 from sam_blvit.evaluate import provenance as module
 from sam_blvit.evaluate.provenance import file_identity, git_revision, gmacs, machine, provenance
+from sam_blvit.files import file_sha256
 from sam_blvit.measure.flops import G, count_macs
 from sam_blvit.model.build import build_sam
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from segment_anything.modeling import Sam as OriginalSam
 
-from sam_blvit.checkpoint import write_atomically
 from sam_blvit.config import EvaluationConfig
 from sam_blvit.data.instances import ImageFile, check_masks, find_images, read_instances
 from sam_blvit.data.prompts import corners
@@ -34,6 +33,7 @@ from sam_blvit.evaluate.provenance import file_identity
 from sam_blvit.evaluate.subset import in_subset
 from sam_blvit.evaluate.summary import markdown
 from sam_blvit.evaluate.view import Answer, Prompt, View
+from sam_blvit.files import write_atomically
 
 RESULTS = "results.json"
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")

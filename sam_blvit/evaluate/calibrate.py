@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from segment_anything.modeling import Sam as OriginalSam
 
-from sam_blvit.checkpoint import write_json
 from sam_blvit.config import CalibrationConfig, EvaluationConfig
 from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_images, read_instances
 from sam_blvit.distributed import joined_processes
@@ -30,6 +29,7 @@ from sam_blvit.evaluate.shards import writable
 from sam_blvit.evaluate.subset import MINIVAL_SPLIT
 from sam_blvit.evaluate.summary import PROMPTS, markdown
 from sam_blvit.evaluate.view import View
+from sam_blvit.files import write_json
 
 PAPER = {
     "vit_b": {"box": 76.6, "1pt": 53.6, "3pt": 65.2},

@@ -10,7 +10,6 @@ from typing import Any
 
 from segment_anything.modeling import Sam as OriginalSam
 
-from sam_blvit.checkpoint import write_atomically
 from sam_blvit.config import EvaluationConfig
 from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_images, read_instances
 from sam_blvit.evaluate.masks import MaskMeasure, Measurement
@@ -20,6 +19,7 @@ from sam_blvit.evaluate.protocols import protocol_named
 from sam_blvit.evaluate.subset import in_subset
 from sam_blvit.evaluate.summary import import_parquet, miou_table, summarised, write_rows
 from sam_blvit.evaluate.worst import write_worst
+from sam_blvit.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

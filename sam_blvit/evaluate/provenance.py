@@ -12,8 +12,9 @@ import torch
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit import __version__
-from sam_blvit.checkpoint import SHIPPED, SHIPPED_WEIGHTS, file_sha256
+from sam_blvit.checkpoint import SHIPPED, SHIPPED_WEIGHTS
 from sam_blvit.config import MODELS, EvaluationConfig
+from sam_blvit.files import file_sha256
 from sam_blvit.measure.flops import G, sam_macs
 from sam_blvit.measure.latency import processor
 from sam_blvit.model.sam import Sam

@@ -19,12 +19,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from sam_blvit.checkpoint import write_atomically
 from sam_blvit.config import ReportConfig
 from sam_blvit.evaluate.ap import SHOWN
 from sam_blvit.evaluate.charts import SIZE_COLOURS, Point, cost_chart, keep_chart, reliability_chart, size_chart
 from sam_blvit.evaluate.statistics import RESAMPLES, Comparison, Rows, compare, duplicate, reliability
 from sam_blvit.evaluate.summary import PROMPTS, SUMMARY, markdown, read_rows
+from sam_blvit.files import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 NOTHING = "-"

@@ -17,7 +17,7 @@ import torch
 from segment_anything.modeling import Sam as OriginalSam
 from tqdm import tqdm
 
-from sam_blvit.checkpoint import first_line, load_any, output_directory, write_json
+from sam_blvit.checkpoint import load_any
 from sam_blvit.config import EvaluationConfig
 from sam_blvit.data.instances import ImageFile
 from sam_blvit.distributed import Processes, joined_processes
@@ -27,6 +27,7 @@ from sam_blvit.evaluate.provenance import gmacs, machine, provenance
 from sam_blvit.evaluate.shards import Shards, writable
 from sam_blvit.evaluate.summary import SUMMARY, TABLES
 from sam_blvit.evaluate.worst import DIRECTORY
+from sam_blvit.files import first_line, output_directory, write_json
 from sam_blvit.measure.latency import milliseconds
 from sam_blvit.model.sam import Sam
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sam_blvit.checkpoint import write_atomically, write_json
 from sam_blvit.data.instances import ImageFile, Instance
 from sam_blvit.drawing import draw_errors
 from sam_blvit.evaluate.perturb import Perturbation
 from sam_blvit.evaluate.photographs import Truth, read_pixels, truth_of
+from sam_blvit.files import write_atomically, write_json
 
 WORST = 20
 """Pictures of a run, at most."""

@@ -14,16 +14,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from sam_blvit.checkpoint import (
-    build_from_registry,
-    file_sha256,
-    read_metadata,
-    save_sam,
-    write_atomically,
-)
+from sam_blvit.checkpoint import build_from_registry, read_metadata, save_sam
 from sam_blvit.config import FinetuneConfig, model_config
 from sam_blvit.data.sa1b import Sa1bDataset, Sample, find_pairs, read_ids
 from sam_blvit.distributed import pick_device
+from sam_blvit.files import file_sha256, write_atomically
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.objective import training_loss

@@ -1,0 +1,68 @@
+"""What the `sam-blvit` commands take, and what every command that runs a model takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam_blvit.config.model import check_keep_ratio
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    """Which model a command runs, and where."""
+
+    model: str = "blvit_tiny"
+    """Registry name, or the path of a checkpoint of ours."""
+    checkpoint: Path | None = None
+    """A checkpoint of ours or a plain SAM .pth of the same size. Default: blvit_tiny's own weights."""
+    keep_ratio: float | None = None
+    """Share of the tokens that performance blocks update, 0 to 1. Default: the model's own."""
+    image_size: int | None = None
+    """Longest side of the encoder's input, pixels; positions are interpolated to it. Default: the checkpoint's."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ValueError(f"device={self.device!r} is not one of {', '.join(DEVICES)}")
+        if self.keep_ratio is not None:
+            check_keep_ratio(self.keep_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(WeightsConfig):
+    """Prompts for one object of a photograph, and where its mask goes."""
+
+    point: tuple[str, ...] = ()
+    """Points on the object, each X,Y in pixels of the photograph."""
+    negative: tuple[str, ...] = ()
+    """Points off the object, each X,Y in pixels of the photograph."""
+    box: str | None = None
+    """Box around the object, X0,Y0,X1,Y1 in pixels of the photograph."""
+    output: Path
+    """Directory for the mask, the overlay and the JSON."""
+    show_routing: bool = False
+    """Also draw which tokens each router sent to the performance block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopsConfig:
+    """What `sam-blvit flops` counts and how it prints."""
+
+    keep_ratio: float | None = None
+    """Share of the tokens that performance blocks update, 0 to 1. Default: each model's own."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        if self.keep_ratio is not None:
+            check_keep_ratio(self.keep_ratio)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless `seed` is one that NumPy takes."""
+    if seed < 0:
+        raise ValueError(f"seed={seed} is negative; any whole number from 0 up will do")

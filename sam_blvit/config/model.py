@@ -1,0 +1,208 @@
+"""Every model as data: one frozen dataclass describes any encoder this package builds.
+
+Standard library only, so the config inside a checkpoint reads anywhere. Layers are counted from 1
+here, as the paper counts them; parameter names count blocks from 0, as SAM does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+PATCH_SIZE = 16
+SAM_WINDOW = 14
+EMBEDDING_CHANNELS = 256
+"""Channels of the image embedding that SAM's mask decoder reads."""
+
+
+def check_keep_ratio(keep_ratio: float) -> float:
+    """Return `keep_ratio` as a float, or raise ValueError if it is no number in [0, 1]."""
+    if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, Real) or not 0 <= keep_ratio <= 1:
+        raise ValueError(f"keep_ratio={keep_ratio!r} is not a number in [0, 1]; the paper's is 0.25")
+    return float(keep_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A SAM whose image encoder is dense (`routed_from` is None) or big.LITTLE."""
+
+    name: str
+    """Registry name."""
+    dim: int
+    """Channels of the main stream (C)."""
+    heads: int
+    """Attention heads of a performance block."""
+    layers: int
+    """Number of layers."""
+    global_layers: tuple[int, ...]
+    """Layers that attend over all tokens; every other layer attends inside a window."""
+    image_size: int = 1024
+    """Longest side of the encoder's input, pixels."""
+    window: int = SAM_WINDOW
+    """Side of a window, tokens. Where it does not divide the grid, windowed attention pads as SAM does."""
+    rel_pos_window: int = SAM_WINDOW
+    """Window the relative-position tables were made for: they have 2 * rel_pos_window - 1 rows."""
+    routed_from: int | None = None
+    """First layer that is routed; all before it are dense. None: every layer is dense."""
+    routers_after: tuple[int, ...] = ()
+    """Layers whose output is scored; a choice holds until the next router."""
+    little_layers: tuple[int, ...] = ()
+    """Routed layers that have an efficiency block."""
+    little_dim: int = 0
+    """Channels inside an efficiency block (Ce)."""
+    little_heads: int = 0
+    """Attention heads of an efficiency block."""
+    keep_ratio: float = 0.25
+    """Share of the tokens that performance blocks update, until set otherwise at run time."""
+    compute_dtype: str = "float32"
+    """dtype of matrix products inside the encoder: float32 or bfloat16."""
+
+    def __post_init__(self) -> None:
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
+        if self.image_size < PATCH_SIZE or self.image_size % PATCH_SIZE:
+            raise ValueError(f"image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window={self.window!r} is not a positive whole number of tokens")
+        for name in ("global_layers", "routers_after", "little_layers"):
+            if beyond := [layer for layer in getattr(self, name) if not 1 <= layer <= self.layers]:
+                raise ValueError(f"{name} names layer {beyond[0]}; {self.name} has layers 1 to {self.layers}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim={self.dim} does not divide into heads={self.heads}")
+        check_keep_ratio(self.keep_ratio)
+        if self.routed_from is None:
+            if self.routers_after or self.little_layers:
+                raise ValueError(f"{self.name}: routers_after and little_layers need routed_from")
+            return
+        if self.little_layers and (not self.little_heads or self.little_dim % self.little_heads):
+            raise ValueError(f"little_dim={self.little_dim} does not divide into little_heads={self.little_heads}")
+        if not self.routers_after or min(self.routers_after) >= self.routed_from:
+            raise ValueError(
+                f"routed_from={self.routed_from} needs a router after an earlier layer; "
+                f"routers_after={self.routers_after}"
+            )
+        if self.little_layers and min(self.little_layers) < self.routed_from:
+            raise ValueError(f"little_layers={self.little_layers} start before routed_from={self.routed_from}")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side of the square input (G)."""
+        return self.image_size // PATCH_SIZE
+
+    @property
+    def routed(self) -> bool:
+        """Whether any layer is routed."""
+        return self.routed_from is not None
+
+    @property
+    def padded(self) -> bool:
+        """Whether windowed attention pads the grid (SAM's windows of 14 in a grid of 64)."""
+        return self.grid % self.window != 0
+
+    @property
+    def square_input(self) -> bool:
+        """Whether photographs are padded to SAM's square: so are those of dense models, and of big.LITTLE models with
+        SAM's windows, whose keep ratio 1 is SAM. Other big.LITTLE models pad to whole windows only."""
+        return self.padded or not self.routed or self.window == SAM_WINDOW
+
+    def to_json(self) -> str:
+        """The config as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """The inverse of `to_json`; ValueError names fields this version does not know."""
+        fields: dict[str, Any] = json.loads(text)
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown model config fields {unknown}: written by a newer sam_blvit, which can read it")
+        lists_to_tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**lists_to_tuples)
+
+
+def _dense(name: str, dim: int, heads: int, layers: int, global_layers: tuple[int, ...]) -> ModelConfig:
+    return ModelConfig(name=name, dim=dim, heads=heads, layers=layers, global_layers=global_layers)
+
+
+VIT_B = _dense("vit_b", 768, 12, 12, (3, 6, 9, 12))
+VIT_L = _dense("vit_l", 1024, 16, 24, (6, 12, 18, 24))
+VIT_H = _dense("vit_h", 1280, 16, 32, (8, 16, 24, 32))
+VIT_TINY = dataclasses.replace(
+    _dense("vit_tiny", 192, 3, 12, (3, 6, 9, 12)), image_size=512, window=8, rel_pos_window=8
+)
+
+MODELS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        VIT_B,
+        VIT_L,
+        VIT_H,
+        VIT_TINY,
+        dataclasses.replace(
+            VIT_B,
+            name="blvit_b_t",
+            window=16,
+            routed_from=2,
+            routers_after=(1, 4, 7, 10),
+            little_layers=tuple(range(2, 13)),
+            little_dim=192,
+            little_heads=3,
+        ),
+        dataclasses.replace(
+            VIT_L,
+            name="blvit_l_s",
+            window=16,
+            routed_from=7,
+            routers_after=(6, 12, 18),
+            little_layers=tuple(range(7, 24, 2)),
+            little_dim=384,
+            little_heads=6,
+        ),
+        dataclasses.replace(
+            VIT_H,
+            name="blvit_h_b",
+            window=16,
+            routed_from=10,
+            routers_after=(8, 16, 24),
+            little_layers=tuple(range(10, 33, 2)),
+            little_dim=768,
+            little_heads=12,
+        ),
+        dataclasses.replace(
+            VIT_TINY,
+            name="blvit_tiny",
+            routed_from=2,
+            routers_after=(1, 4, 7, 10),
+            little_layers=tuple(range(2, 13)),
+            little_dim=64,
+            little_heads=1,
+        ),
+    )
+}
+"""Every registry name and its model. vit_b, vit_l, vit_h are SAM's own; vit_tiny is the dense teacher of blvit_tiny."""
+
+
+def model_config(name: str, **overrides: object) -> ModelConfig:
+    """The config of registry name `name` with fields replaced; ValueError lists the names there are."""
+    if name not in MODELS:
+        raise ValueError(f"no model named {name!r}; there are {', '.join(MODELS)}")
+    return override(MODELS[name], **overrides)
+
+
+def override(config: ModelConfig, **overrides: object) -> ModelConfig:
+    """`config` with fields replaced; a torch dtype may stand for compute_dtype. ValueError names unknown fields."""
+    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(config)})
+    if unknown:
+        raise ValueError(
+            f"{config.name}: unknown option {', '.join(unknown)}; window, image_size, keep_ratio and "
+            "compute_dtype are the usual ones"
+        )
+    if not config.routed and overrides.get("keep_ratio", 1) != 1:
+        raise ValueError(f"keep_ratio={overrides['keep_ratio']}: {config.name} is dense, its keep_ratio is always 1")
+    if "compute_dtype" in overrides:
+        overrides["compute_dtype"] = str(overrides["compute_dtype"]).removeprefix("torch.")
+    return dataclasses.replace(config, **overrides)  # type: ignore[arg-type]

@@ -1,0 +1,56 @@
+"""Files in and out: written as a whole or not at all, known by their hash, named by one line where they fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
+    """Have `write` fill a temporary file beside `path`, then put it in place of `path` in one step."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would keep the file to its writer
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    write_atomically(path, lambda to: Path(to).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n"))
+
+
+def output_directory(path: Path) -> Path:
+    """`path` as a directory that exists, made if need be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(f"output {path} cannot be a directory ({reason}); name another") from error
+    return path
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, the identity of the weights in it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def first_line(error: Exception) -> str:
+    """What `error` says, as one line; its kind if it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
