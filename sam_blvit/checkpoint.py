@@ -1,7 +1,7 @@
 """Weights in and out: SAM's own files and ours, strictly, with nothing loaded or skipped in silence.
 
-Ours are safetensors with the model's config in the metadata. The parameter names are the contract
-between versions: without the big.LITTLE ones a state dict is a valid SAM state dict.
+The parameter names are the contract between versions: without the big.LITTLE ones a state dict is a valid SAM state
+dict. How tensors lie in files is `sam_blvit.stored`'s, adapters are `sam_blvit.adapter`'s.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import pickle
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,24 +18,38 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
+from sam_blvit.adapter import base_sha256, over_base, save_adapter
 from sam_blvit.config import MODELS, PATCH_SIZE, ModelConfig, WeightsConfig, model_config, override
 from sam_blvit.distributed import pick_device
 from sam_blvit.files import first_line, write_atomically
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
+from sam_blvit.stored import CheckpointError, is_big_little, read_checkpoint, read_metadata, write_checkpoint
+
+__all__ = [
+    "SHIPPED",
+    "SHIPPED_WEIGHTS",
+    "CheckpointError",
+    "base_sha256",
+    "build_from_registry",
+    "is_big_little",
+    "load_any",
+    "load_model",
+    "load_sam",
+    "read_checkpoint",
+    "read_metadata",
+    "sam_model_registry",
+    "save_adapter",
+    "save_plain_sam",
+    "save_sam",
+]
 
 SHIPPED = "blvit_tiny"
 """The model whose weights are inside the package."""
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / f"{SHIPPED}.safetensors"
-CONFIG_KEY = "sam_blvit.config"
-WRAPPERS = ("model", "state_dict")
-MOST_WRAPPINGS = 4
-PREFIX = "module."
 POSITIONS = "pos_embed"
 SAM_PARTS = (
     "image_encoder",
@@ -48,12 +61,6 @@ SAM_PARTS = (
     "device",
 )
 """What is used of a Sam that is not ours."""
-BIG_LITTLE_PARTS = (".little.", ".alpha_", ".gamma_", "image_encoder.routers.", "image_encoder.outside")
-"""What the names of parameters that SAM does not have contain."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line for the person who named it."""
 
 
 def save_sam(
@@ -63,13 +70,7 @@ def save_sam(
 
     Matrices are stored in `dtype`; vectors and buffers stay float32. `metadata` adds further text to the file.
     """
-    stored = dict(sam.named_parameters())
-    state = {
-        name: value.to(dtype if name in stored and value.dim() > 1 else torch.float32).contiguous()
-        for name, value in sam.state_dict().items()
-    }
-    text = {**(metadata or {}), CONFIG_KEY: sam.config.to_json()}
-    write_atomically(path, lambda to: save_file(state, to, metadata=text))
+    write_checkpoint(sam, path, dtype=dtype, metadata=metadata or {})
 
 
 def save_plain_sam(sam: Sam, path: str | Path) -> list[str]:
@@ -83,32 +84,41 @@ def save_plain_sam(sam: Sam, path: str | Path) -> list[str]:
     return sorted(set(state) - set(plain))
 
 
-def load_sam(path: str | Path, **overrides: Any) -> Sam:
-    """The model in one of our files, built from the config inside; `overrides` replace fields of that config."""
+def load_sam(path: str | Path, base: str | Path | None = None, **overrides: Any) -> Sam:
+    """The model in one of our files, built from the config inside; `overrides` replace fields of that config.
+
+    `base`: the SAM that an adapter was trained for. Raises CheckpointError, one line, for what cannot be used.
+    """
     state, config = read_checkpoint(path)
     if config is None:
         raise CheckpointError(
             f"{path} is a plain SAM checkpoint, without a config; load it as sam_model_registry[NAME](checkpoint=...), "
             "on a command line as --model NAME --checkpoint FILE"
         )
-    return _filled(override(config, **overrides), state, path)
+    return _filled(override(config, **overrides), over_base(state, path, base), path)
 
 
-def build_from_registry(name: str, checkpoint: str | Path | None = None, **overrides: Any) -> Sam:
+def build_from_registry(
+    name: str, checkpoint: str | Path | None = None, *, base: str | Path | None = None, **overrides: Any
+) -> Sam:
     """Build registry model `name`, in eval mode, with the weights in `checkpoint`.
 
     `checkpoint` is one of our files (its config counts) or a plain SAM file of the same size, which fills all but
     what only a big.LITTLE model has. None gives fresh weights, saying so, except for blvit_tiny, which ships with
-    its own. `overrides` replace config fields: `window`, `image_size`, `keep_ratio`, `compute_dtype`.
+    its own. `base`: the SAM that `checkpoint` was trained for, if it is an adapter. `overrides` replace config fields:
+    `window`, `image_size`, `keep_ratio`, `compute_dtype`.
     Raises CheckpointError (a ValueError) naming what is missing, unexpected or of the wrong shape.
     """
     config = model_config(name, **overrides)
     if checkpoint is None:
+        if base is not None:
+            raise CheckpointError(f"base={base} wants an adapter above it; name that as checkpoint")
         if name == SHIPPED:
             return build_from_registry(name, SHIPPED_WEIGHTS, **overrides)
         warnings.warn(f"{name}: no checkpoint given, every weight is random", stacklevel=2)
         return build_sam(config)
     state, stored = read_checkpoint(checkpoint)
+    state = over_base(state, checkpoint, base)
     if stored is None or (config.routed and not stored.routed):
         return _filled(config, state, checkpoint)
     if stored.name != name:
@@ -130,9 +140,9 @@ def load_model(weights: WeightsConfig) -> Sam:
             raise ValueError(
                 f"model={weights.model} is a checkpoint already; leave out checkpoint={weights.checkpoint}"
             )
-        sam = load_sam(weights.model, **overrides)
+        sam = load_sam(weights.model, weights.base, **overrides)
     else:
-        sam = build_from_registry(weights.model, weights.checkpoint, **overrides)
+        sam = build_from_registry(weights.model, weights.checkpoint, base=weights.base, **overrides)
     return sam.to(pick_device(weights.device))
 
 
@@ -145,8 +155,8 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
     module, _, function = weights.model.partition(":")
     if not function or Path(weights.model).is_file():
         return load_model(weights)
-    if weights.keep_ratio is not None or weights.image_size is not None:
-        raise ValueError(f"model={weights.model}: keep_ratio and image_size are settings of our own models alone")
+    if any(setting is not None for setting in (weights.keep_ratio, weights.image_size, weights.base)):
+        raise ValueError(f"model={weights.model}: keep_ratio, image_size and base are settings of our own models alone")
     given = {} if weights.checkpoint is None else {"checkpoint": str(weights.checkpoint)}
     build = _imported(module, function)
     try:
@@ -179,76 +189,6 @@ def _imported(module: str, function: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"model={module}:{function} cannot be called: it is {found!r:.40}; name a function")
     return found
-
-
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
-    """Tensors by name, and the config if the file is one of ours. Nothing in the file is executed."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is not a file")
-    try:
-        with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"
-        return _read_safetensors(path) if is_safetensors else (_unwrapped(_read_pickle(path), path), None)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the readers meet damage with anything: Unicode, index, struct, assertion errors ...
-        raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint ({first_line(error)})") from error
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """What one of our files says of itself beside its config; nothing for any other file."""
-    if Path(path).suffix != ".safetensors":
-        return {}
-    with safe_open(path, framework="pt") as file:
-        return {name: text for name, text in (file.metadata() or {}).items() if name != CONFIG_KEY}
-
-
-def is_big_little(name: str) -> bool:
-    """Whether a state dict's `name` belongs to what a big.LITTLE model has beyond SAM."""
-    return any(part in name for part in BIG_LITTLE_PARTS)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
-    with safe_open(path, framework="pt") as file:
-        config = (file.metadata() or {}).get(CONFIG_KEY)
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    try:
-        return state, None if config is None else ModelConfig.from_json(config)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise CheckpointError(f"checkpoint {path} has a model config that cannot be used ({error})") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint {path} is refused: it is damaged or holds more than tensors, which could run code on loading"
-        ) from error
-
-
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside `content`, out of known wrappings, saying so."""
-    found = []
-    for _ in range(MOST_WRAPPINGS):  # a wrapping may hold itself
-        key = next((k for k in WRAPPERS if isinstance(content, dict) and isinstance(content.get(k), dict)), None)
-        if key is None:
-            break
-        found.append(f"{key!r}")
-        content = content[key]
-    if not (isinstance(content, dict) and content and all(_is_weight(*item) for item in content.items())):
-        raise CheckpointError(f"checkpoint {path} holds no state dict of tensors")
-    if all(name.startswith(PREFIX) for name in content):
-        found.append(f"{PREFIX!r}")
-        content = {name.removeprefix(PREFIX): value for name, value in content.items()}
-    if found:
-        warnings.warn(f"{path}: unwrapped {' and '.join(found)}", stacklevel=4)
-    return content
-
-
-def _is_weight(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _filled(config: ModelConfig, state: dict[str, Tensor], path: str | Path) -> Sam:

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 PATIENCE = timedelta(days=1)
 """How long a process waits for the others."""
+
+Anything = TypeVar("Anything")
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,42 @@ class Processes:
                 "another process of this run has ended, and its message says why; go on with --resume, nothing is lost"
             ) from error
 
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all processes, in each of them."""
+        if self.count == 1:
+            return values
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    def from_first(self, values: Tensor) -> None:
+        """Overwrite `values` with those of the first process."""
+        if self.count > 1:
+            distributed.broadcast(values, src=0)
+
+    def gathered(self, item: Anything) -> list[Anything]:
+        """`item` of every process, in the order of their ranks, in each of them."""
+        if self.count == 1:
+            return [item]
+        items: list[Anything | None] = [None] * self.count
+        distributed.all_gather_object(items, item)
+        return items  # type: ignore[return-value]
+
 
 @contextmanager
-def joined_processes() -> Iterator[Processes]:
-    """The processes that torchrun started, joined while the context lasts; without torchrun this one alone."""
+def joined_processes(device: torch.device | None = None) -> Iterator[Processes]:
+    """The processes that torchrun started, joined while the context lasts; without torchrun this one alone.
+
+    `device`: where tensors lie that travel between them. None: no tensor of a GPU will.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    # only barriers, no tensor travels; one process may be hours later than another, and one that dies hangs up
-    distributed.init_process_group("gloo", timeout=PATIENCE)
+    # one process may be hours later than another in an evaluation, and one that dies hangs up
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
     finally:

@@ -32,6 +32,8 @@ PANEL = 640
 """Longest side of a routing panel, pixels."""
 COLUMNS = 4
 """Routing panels in a row."""
+OBJECTS: tuple[Colour, ...] = (MASK, BOX, NEGATIVE)
+"""Objects of one picture, in their order."""
 
 
 def draw_overlay(
@@ -68,28 +70,54 @@ def draw_errors(image: np.ndarray, mask: np.ndarray, truth: np.ndarray, *, box: 
     return drawn if box is None else _draw_box(drawn, np.asarray(box).reshape(4))
 
 
+def draw_objects(image: np.ndarray, masks: np.ndarray, *, boxes: ArrayLike | None = None) -> np.ndarray:
+    """`image` (H, W, 3) with each of `masks` (n, H, W) tinted and outlined, and its box, in a colour of its own.
+
+    `boxes` (n, 4) are X0, Y0, X1, Y1 in pixels of `image`. n is at most 3, so that colours tell objects apart.
+    """
+    assert len(masks) <= len(OBJECTS), f"{len(masks)} objects"
+    drawn = image
+    for mask, colour in zip(masks, OBJECTS, strict=False):
+        drawn = _outline(_tint(drawn, mask, colour), mask, colour)
+    for box, colour in zip(() if boxes is None else np.asarray(boxes), OBJECTS, strict=False):
+        drawn = _draw_box(drawn, box, colour)
+    return drawn
+
+
 def routing_map(routing: Routing, layout: WindowLayout) -> np.ndarray:
     """Which tokens of the first image `routing` sent to the performance block, (Gh, Gw) bool as they lie in it."""
     return layout.by_raster(routing.primary)[0, :, :, 0].bool().cpu().numpy()
 
 
 def draw_routing(image: np.ndarray, maps: Mapping[int, np.ndarray], *, input_size: tuple[int, int]) -> np.ndarray:
+    """The `routing_panels` of `image` as one picture; ValueError if there are none."""
+    if not maps:
+        raise ValueError("no router chose anything, so there is nothing to draw; see keep_ratio")
+    return _tiled(routing_panels(scaled(image, PANEL), maps, input_size=input_size), COLUMNS)
+
+
+def routing_panels(
+    image: np.ndarray, maps: Mapping[int, np.ndarray], *, input_size: tuple[int, int]
+) -> list[np.ndarray]:
     """One panel a router: `image` with the tokens that wait darkened, under the router's layer and share.
 
     `maps` holds each router's `routing_map` by the layer it follows. `input_size` (h, w) is the photograph's size as
     the encoder saw it: tokens beyond it lie on padding, count in the share and are not drawn.
     """
-    if not maps:
-        raise ValueError("no router chose anything, so there is nothing to draw; see keep_ratio")
-    image = _scaled(image, PANEL)
-    panels = [
-        _captioned(
+    return [
+        captioned(
             _darken(image, on_image(chosen, input_size=input_size, size=(image.shape[0], image.shape[1]))),
             f"After layer {layer}: {chosen.mean():.0%} of tokens",
         )
         for layer, chosen in sorted(maps.items())
     ]
-    return _tiled(panels)
+
+
+def draw_page(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """One picture of `rows` of panels; those of a row are of one height, and side by side."""
+    strips = [_tiled(panels, len(panels)) for panels in rows]
+    width = max(strip.shape[1] for strip in strips)
+    return np.concatenate([_widened(strip, width) for strip in strips])
 
 
 def on_image(chosen: np.ndarray, *, input_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -111,11 +139,11 @@ def _outline(image: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
     return cv2.drawContours(image.copy(), contours, -1, colour, _line_width(image), cv2.LINE_AA)
 
 
-def _draw_box(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+def _draw_box(image: np.ndarray, box: np.ndarray, colour: Colour = BOX) -> np.ndarray:
     x0, y0, x1, y1 = (round(float(corner)) for corner in box)
     width = _line_width(image)
     framed = cv2.rectangle(image.copy(), (x0, y0), (x1, y1), BLACK, width + 3)
-    return cv2.rectangle(framed, (x0, y0), (x1, y1), BOX, width + 1)
+    return cv2.rectangle(framed, (x0, y0), (x1, y1), colour, width + 1)
 
 
 def _draw_points(image: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -133,7 +161,8 @@ def _line_width(image: np.ndarray) -> int:
     return max(1, round(max(image.shape[:2]) / 400))
 
 
-def _scaled(image: np.ndarray, longest: int) -> np.ndarray:
+def scaled(image: np.ndarray, longest: int) -> np.ndarray:
+    """`image` (H, W, 3) with a longest side of `longest` pixels."""
     scale = longest / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -144,7 +173,7 @@ def _darken(image: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.where(chosen[:, :, None], image, np.rint(dark)).astype(np.uint8)
 
 
-def _captioned(panel: np.ndarray, text: str) -> np.ndarray:
+def captioned(panel: np.ndarray, text: str) -> np.ndarray:
     """`panel` below a strip with `text`, as wide as the panel or as the text needs."""
     size, _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.6, 1)
     width = max(panel.shape[1], size[0] + 8)
@@ -153,11 +182,11 @@ def _captioned(panel: np.ndarray, text: str) -> np.ndarray:
     return np.concatenate([strip, _widened(panel, width)])
 
 
-def _tiled(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """`panels` of one height in rows of at most `COLUMNS`, with a margin of paper."""
+def _tiled(panels: Sequence[np.ndarray], most: int) -> np.ndarray:
+    """`panels` of one height in rows of at most `most`, with a margin of paper."""
     margin = 8
     height, width = panels[0].shape[0], max(panel.shape[1] for panel in panels)
-    columns = min(COLUMNS, len(panels))
+    columns = min(most, len(panels))
     rows = -(-len(panels) // columns)
     page = np.full((rows * (height + margin) + margin, columns * (width + margin) + margin, 3), PAPER, dtype=np.uint8)
     for index, panel in enumerate(panels):

@@ -51,6 +51,6 @@ def file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What `error` says, as one line; its kind if it says nothing."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -72,3 +72,15 @@ def write_tar(path: Path, image_ids: range, mode: str = "w", **options: object) 
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return path
+
+
+def write_split(
+    root: Path, image_ids: range, *, split: str = "", annotations: str = "annotations", **options: object
+) -> Path:
+    """Photographs in `root`/images/`split`, their annotations in `root`/`annotations`/`split`."""
+    for image_id in image_ids:
+        for name, content in sa1b_files(image_id, **options).items():  # type: ignore[arg-type]
+            directory = root / ("images" if name.endswith(".jpg") else annotations) / split
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(content)
+    return root

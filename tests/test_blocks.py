@@ -24,7 +24,7 @@ Randomize = Callable[[nn.Module], nn.Module]
 
 
 class SlowLayer:
-    """The reference for `Block.route`: one image, one token after the other, places instead of indices."""
+    """The reference for a routed `Block`: one image, one token after the other, places instead of indices."""
 
     def __init__(self, block: Block, *, grid: tuple[int, int], window: int, is_global: bool) -> None:
         self.weights = {name: value.numpy() for name, value in block.state_dict().items()}
@@ -191,7 +191,7 @@ def test_a_routed_layer_equals_the_design_token_by_token(
     block = new_block(little=little, table_size=6 if is_global else window)
     layout = WindowLayout(grid, window, CPU)
     x, logits, routing = routed_tokens(layout, num_primary, images=2)
-    out = block.route(x, scope_of(layout, is_global), routing)
+    out = block(x, scope_of(layout, is_global), dense=False, routing=routing)
     expected = slowly(block, x, logits, layout=layout, num_primary=num_primary, is_global=is_global)
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
@@ -203,7 +203,7 @@ def test_a_window_larger_than_its_tables_reads_their_last_rows(
     block = new_block(table_size=3)  # offsets -2 to 2, in windows with -3 to 3
     layout = WindowLayout(grid, 4, CPU)
     x, logits, routing = routed_tokens(layout, 5)
-    out = block.route(x, WindowScope(layout, CPU), routing)
+    out = block(x, WindowScope(layout, CPU), dense=False, routing=routing)
     expected = slowly(block, x, logits, layout=layout, num_primary=5, is_global=False)
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
@@ -226,7 +226,7 @@ def test_a_dense_layer_equals_segment_anythings_block(
     theirs.load_state_dict({name: value for name, value in ours.state_dict().items() if name in theirs.state_dict()})
     layout = WindowLayout((8, 8), window, CPU)
     x = torch.randn(2, 8, 8, DIM, dtype=torch.double)
-    out = ours(layout.by_window(x), scope_of(layout, is_global))
+    out = ours(layout.by_window(x), scope_of(layout, is_global), dense=True)
     torch.testing.assert_close(layout.by_raster(out), theirs(x))
 
 
@@ -238,14 +238,14 @@ def test_without_an_efficiency_block_only_primary_tokens_change(
     x, logits, _ = routed_tokens(layout, 2)
     logits[0, 0] = -9  # the token that fillers point at is not primary
     routing = choose(logits, layout=layout, num_primary=2)
-    out = new_block(little=False, table_size=4).route(x, scope_of(layout, is_global), routing)
+    out = new_block(little=False, table_size=4)(x, scope_of(layout, is_global), dense=False, routing=routing)
     assert torch.equal((out != x).any(-1), routing.primary[..., 0] > 0)
 
 
 def test_without_an_efficiency_block_and_primary_tokens_nothing_changes(new_block: Callable[..., Block]) -> None:
     layout = WindowLayout((4, 4), 2, CPU)
     x, _, _ = routed_tokens(layout, 1)
-    assert torch.equal(new_block(little=False).route(x, WindowScope(layout, CPU), None), x)
+    assert torch.equal(new_block(little=False)(x, WindowScope(layout, CPU), dense=False), x)
 
 
 def test_without_primary_tokens_the_efficiency_block_updates_all(new_block: Callable[..., Block]) -> None:
@@ -254,7 +254,7 @@ def test_without_primary_tokens_the_efficiency_block_updates_all(new_block: Call
     scope = WindowScope(layout, CPU)
     x, _, _ = routed_tokens(layout, 1)
     halfway = x + block.little.attention_update(x, scope)
-    torch.testing.assert_close(block.route(x, scope, None), halfway + block.little.mlp_update(halfway))
+    torch.testing.assert_close(block(x, scope, dense=False), halfway + block.little.mlp_update(halfway))
 
 
 def test_alpha_starts_at_0_and_gamma_at_1e_5_with_shape_1() -> None:

@@ -1,10 +1,9 @@
-"""Checkpoints: ours and SAM's go in and out whole, and whatever is not right is refused by name."""
+"""Checkpoints: ours and SAM's go in and out whole, and what does not fit is refused by name."""
 
 from __future__ import annotations
 
+import json
 import linecache
-import os
-import pickle
 import re
 import sys
 import warnings
@@ -21,14 +20,12 @@ from segment_anything import modeling as sa
 from torch import Tensor, nn
 
 from sam_blvit.checkpoint import (
-    CONFIG_KEY,
     SHIPPED_WEIGHTS,
     CheckpointError,
     is_big_little,
     load_any,
     load_model,
     load_sam,
-    read_checkpoint,
     sam_model_registry,
     save_plain_sam,
     save_sam,
@@ -37,6 +34,7 @@ from sam_blvit.config import MODELS, ModelConfig, WeightsConfig
 from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
+from sam_blvit.stored import CONFIG_KEY
 
 Config = Callable[..., ModelConfig]
 OriginalSam = Callable[[ModelConfig], sa.Sam]
@@ -90,6 +88,15 @@ def test_a_model_without_checkpoint_warns_that_its_weights_are_random() -> None:
     with pytest.warns(UserWarning, match="vit_tiny: no checkpoint given, every weight is random"):
         model = sam_model_registry["vit_tiny"](layers=1, global_layers=(1,), dim=6)
     assert isinstance(model, sa.Sam)
+
+
+def test_blvit_tiny_comes_with_its_weights() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sam = sam_model_registry["blvit_tiny"]()
+    assert sam.config == MODELS["blvit_tiny"]
+    assert sam.image_encoder.blocks[1].little.mlp.leave.weight.abs().sum() > 0
+    assert SHIPPED_WEIGHTS.stat().st_size < 30e6
 
 
 def test_options_replace_the_configs_fields(sam: Sam, tmp_path: Path) -> None:
@@ -175,6 +182,12 @@ def test_one_of_ours_with_a_part_missing_is_no_plain_sam(
         load_sam(tmp_path / "ours.safetensors")
 
 
+def test_one_of_ours_from_before_a_setting_was_added_has_its_default(sam: Sam, tmp_path: Path) -> None:
+    config = {name: value for name, value in json.loads(sam.config.to_json()).items() if name != "router_scores"}
+    save_file(sam.state_dict(), tmp_path / "ours.safetensors", metadata={CONFIG_KEY: json.dumps(config)})
+    assert load_sam(tmp_path / "ours.safetensors").config == sam.config
+
+
 @pytest.mark.parametrize("config", ["", "nonsense", "[]", "{}", '{"from_the_future": 1}'])
 def test_one_of_ours_with_an_unreadable_config_is_refused(tmp_path: Path, refused: Refused, config: str) -> None:
     save_file({"weight": torch.zeros(1)}, tmp_path / "ours.safetensors", metadata={CONFIG_KEY: config})
@@ -243,41 +256,6 @@ def test_writing_a_plain_sam_tells_what_it_left_out(sam: Sam, tmp_path: Path) ->
     assert "image_encoder.outside" in left_out
 
 
-# wrapped -------------------------------------------------------------------------------------------------------------
-
-
-def prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"module.{name}": value for name, value in state.items()}
-
-
-@pytest.mark.parametrize(
-    ("wrap", "said"),
-    [
-        (lambda state: {"model": state}, "unwrapped 'model'"),
-        (lambda state: {"state_dict": state, "epoch": 3}, "unwrapped 'state_dict'"),
-        (prefixed, "unwrapped 'module.'"),
-        (lambda state: {"model": {"state_dict": prefixed(state)}}, "unwrapped 'model' and 'state_dict' and 'module.'"),
-    ],
-)
-def test_a_wrapped_checkpoint_is_unwrapped_aloud(
-    plain: tuple[sa.Sam, Path], wrap: Callable[[dict[str, Tensor]], dict[str, Any]], said: str
-) -> None:
-    theirs, path = plain
-    torch.save(wrap(theirs.state_dict()), path)
-    with pytest.warns(UserWarning, match=said):
-        state, config = read_checkpoint(path)
-    assert config is None
-    assert_same_weights(theirs, state)
-
-
-def test_a_plain_checkpoint_is_read_without_a_word(plain: tuple[sa.Sam, Path]) -> None:
-    theirs, path = plain
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        state, _ = read_checkpoint(path)
-    assert_same_weights(theirs, state)
-
-
 def test_every_warning_points_at_the_line_that_loads(
     plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam]
 ) -> None:
@@ -330,114 +308,6 @@ def test_many_misfits_are_counted_instead_of_listed(plain: tuple[sa.Sam, Path], 
     with refused(CheckpointError, match="and [0-9]+ more missing; .* and [0-9]+ more of the wrong shape") as error:
         sam_model_registry["vit_tiny"](plain[1], image_size=128)
     assert len(str(error.value)) < 1500
-
-
-# damage and malice ---------------------------------------------------------------------------------------------------
-
-
-class Hostile:
-    """Pickles as a call that makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return os.mkdir, (str(self.target),)
-
-
-@pytest.mark.parametrize(
-    "write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
-)
-def test_code_in_a_checkpoint_is_refused_and_never_run(
-    tmp_path: Path, refused: Refused, write: Callable[[object, Path], object]
-) -> None:
-    target = tmp_path / "touched"
-    write({"weight": torch.zeros(1), "evil": Hostile(target)}, tmp_path / "evil.pth")
-    with refused(CheckpointError, match=r"evil\.pth is refused"):
-        read_checkpoint(tmp_path / "evil.pth")
-    assert not target.exists()
-
-
-def test_a_hostile_checkpoint_would_do_harm_if_it_were_trusted(tmp_path: Path) -> None:
-    target = tmp_path / "touched"
-    torch.save({"evil": Hostile(target)}, tmp_path / "evil.pth")
-    torch.load(tmp_path / "evil.pth", weights_only=False)
-    assert target.exists()  # so the test above tests something
-
-
-def test_a_checkpoint_that_holds_itself_is_refused(tmp_path: Path, refused: Refused) -> None:
-    content: dict[str, Any] = {}
-    content["model"] = content
-    torch.save(content, tmp_path / "ring.pth")
-    with refused(CheckpointError, match=r"ring\.pth holds no state dict"):
-        read_checkpoint(tmp_path / "ring.pth")
-
-
-def test_blvit_tiny_comes_with_its_weights() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sam = sam_model_registry["blvit_tiny"]()
-    assert sam.config == MODELS["blvit_tiny"]
-    assert sam.image_encoder.blocks[1].little.mlp.leave.weight.abs().sum() > 0
-    assert SHIPPED_WEIGHTS.stat().st_size < 30e6
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_a_checkpoint_cut_short_is_refused(sam: Sam, tmp_path: Path, refused: Refused, suffix: str) -> None:
-    path = tmp_path / f"whole.{suffix}"
-    save_sam(sam, path) if suffix == "safetensors" else save_plain_sam(sam, path)
-    content = path.read_bytes()
-    for length in (9, 100, 5000, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:length])
-        with refused(CheckpointError, match=str(path)):
-            read_checkpoint(path)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_garbage_is_refused_whatever_it_is(tmp_path: Path, refused: Refused) -> None:
-    path = tmp_path / "garbage.pth"
-    for seed in range(200):
-        generator = torch.Generator().manual_seed(seed)
-        path.write_bytes(bytes(torch.randint(256, (seed,), generator=generator).tolist()))
-        with refused(CheckpointError, match=r"garbage\.pth"):
-            read_checkpoint(path)
-
-
-def test_a_damaged_pickle_is_refused_wherever_it_is_damaged(tmp_path: Path, refused: Refused) -> None:
-    path = tmp_path / "damaged.pth"
-    torch.save({"weight": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
-    content = path.read_bytes()
-    for length in range(0, len(content), 7):
-        path.write_bytes(content[:length])
-        with refused(CheckpointError, match=r"damaged\.pth"):
-            read_checkpoint(path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [{}, [torch.zeros(1)], {"epoch": 3}, {"model": {}}, {1: torch.zeros(1)}, {"state_dict": torch.zeros(1), "n": 1}],
-)
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, refused: Refused, content: object) -> None:
-    torch.save(content, tmp_path / "other.pth")
-    with refused(CheckpointError, match="holds no state dict of tensors"):
-        read_checkpoint(tmp_path / "other.pth")
-
-
-def test_of_a_long_reason_the_first_line_is_told(
-    plain: tuple[sa.Sam, Path], refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_args: object, **_kwargs: object) -> None:
-        raise RuntimeError("archive is corrupted\nframe #0: c10::Error")  # some versions of torch add their stack
-
-    monkeypatch.setattr(torch, "load", fail)
-    with refused(CheckpointError, match=r"sam\.pth is damaged or no checkpoint \(archive is corrupted\)$"):
-        read_checkpoint(plain[1])
-
-
-@pytest.mark.parametrize("name", ["nowhere.pth", "."])
-def test_a_path_without_a_file_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
-    with refused(CheckpointError, match="is not a file"):
-        read_checkpoint(tmp_path / name)
 
 
 # another image side --------------------------------------------------------------------------------------------------
@@ -501,7 +371,7 @@ def test_a_models_file_is_written_atomically(sam: Sam, tmp_path: Path, monkeypat
     def fail(*_args: object, **_kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("sam_blvit.checkpoint.save_file", fail)
+    monkeypatch.setattr("sam_blvit.stored.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_sam(sam, path)
     assert file_sha256(path) == before
@@ -656,9 +526,9 @@ def test_a_module_that_lacks_another_says_which(rival: str, tmp_path: Path, refu
         load_any(WeightsConfig(model=f"{rival}:build", device="cpu"))
 
 
-@pytest.mark.parametrize("setting", [{"keep_ratio": 0.5}, {"image_size": 64}])
+@pytest.mark.parametrize("setting", [{"keep_ratio": 0.5}, {"image_size": 64}, {"base": Path("sam.pth")}])
 def test_a_foreign_model_takes_none_of_our_settings(rival: str, refused: Refused, setting: dict[str, Any]) -> None:
-    with refused(ValueError, match=f"model={rival}:build: keep_ratio and image_size are settings of our own models"):
+    with refused(ValueError, match=f"model={rival}:build: .* are settings of our own models alone"):
         load_any(WeightsConfig(model=f"{rival}:build", device="cpu", **setting))
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +27,7 @@ Config = Callable[..., ModelConfig]
 Randomize = Callable[[nn.Module], nn.Module]
 Refused = Callable[..., Any]
 OriginalSam = Callable[[ModelConfig], sa.Sam]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -82,12 +90,12 @@ def test_a_choice_holds_until_the_next_router(new_encoder: Callable[..., ImageEn
     layout = encoding.layout
     windowed, everywhere = WindowScope(layout, x.device), GlobalScope(layout, x.device)
 
-    after_1 = encoder.blocks[0](layout.by_window(grid), windowed)
+    after_1 = encoder.blocks[0](layout.by_window(grid), windowed, dense=True)
     first = choose(encoder.routers["0"](after_1), layout=layout, num_primary=8)
-    after_2 = encoder.blocks[1].route(after_1, everywhere, first)
-    after_3 = encoder.blocks[2].route(after_2, windowed, first)
+    after_2 = encoder.blocks[1](after_1, everywhere, dense=False, routing=first)
+    after_3 = encoder.blocks[2](after_2, windowed, dense=False, routing=first)
     second = choose(encoder.routers["2"](after_3), layout=layout, num_primary=8)
-    after_4 = encoder.blocks[3].route(after_3, everywhere, second)
+    after_4 = encoder.blocks[3](after_3, everywhere, dense=False, routing=second)
 
     assert not torch.equal(first.tokens, second.tokens)
     torch.testing.assert_close(encoding.embedding, encoder.neck(layout.by_raster(after_4).permute(0, 3, 1, 2)))
@@ -103,6 +111,21 @@ def test_a_router_reads_its_own_layer_also_where_a_dense_layer_follows(
     expected = choose(encoder.routers["1"](outputs[0]), layout=encoding.layout, num_primary=4)
     assert torch.equal(encoding.routings[2].tokens, expected.tokens)
     torch.testing.assert_close(encoding.routings[2].scores, expected.scores)
+
+
+def test_the_config_says_what_a_routers_softmax_runs_over(
+    new_encoder: Callable[..., ImageEncoder], refused: Refused
+) -> None:
+    one, other = new_encoder(), new_encoder(router_scores="two_class")
+    other.load_state_dict(one.state_dict())
+    x = images()
+    ours, theirs = one.encode(x), other.encode(x)
+    expected = choose(theirs.logits[1], layout=theirs.layout, num_primary=4, kind="two_class")
+    assert torch.equal(ours.routings[1].tokens, theirs.routings[1].tokens)
+    assert torch.equal(theirs.routings[1].scores, expected.scores)
+    assert not torch.allclose(ours.embedding, theirs.embedding)
+    with refused(ValueError, match="router_scores='tokens' is not one of window, two_class"):
+        new_encoder(router_scores="tokens")
 
 
 @pytest.mark.parametrize(
@@ -349,3 +372,257 @@ def test_a_fresh_efficiency_block_leaves_unchosen_tokens_as_they_are(tiny: Confi
     assert not torch.equal(begun.layout.by_raster(begun.x), grid)  # the dense layer did run
     expected = encoder.neck(begun.layout.by_raster(begun.x).permute(0, 3, 1, 2))
     torch.testing.assert_close(encoder(x), expected)
+
+
+# what is looked at on the way ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [4, 3], ids=["whole", "padded"])
+@pytest.mark.parametrize("keep_ratio", [0, 0.5, 1])
+def test_the_tokens_after_a_layer_come_back_in_raster_order(
+    new_encoder: Callable[..., ImageEncoder], window: int, keep_ratio: float
+) -> None:
+    encoder = new_encoder(window=window, keep_ratio=keep_ratio)
+    outputs: list[Tensor] = []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda _block, _inputs, output: outputs.append(output))
+    encoding = encoder.encode(images(count=2), features_of=(1, 3, 4))
+    assert sorted(encoding.features) == [1, 3, 4]
+    for layer, feature in encoding.features.items():
+        assert feature.shape == (2, 8, 8, 32)
+        assert torch.equal(feature, encoding.layout.by_raster(outputs[layer - 1]))
+    last = encoding.features[4].permute(0, 3, 1, 2)
+    assert torch.equal(encoder.neck(last), encoding.embedding)
+
+
+def test_without_being_asked_no_features_are_kept(new_encoder: Callable[..., ImageEncoder]) -> None:
+    assert new_encoder().encode(images()).features == {}
+
+
+def test_the_logits_of_every_router_that_ran_come_back(new_encoder: Callable[..., ImageEncoder]) -> None:
+    encoder = new_encoder(window=3, keep_ratio=0.5)
+    encoding = encoder.encode(images(count=2), features_of=(1, 3))
+    assert list(encoding.logits) == list(encoding.routings) == [1, 3]
+    for layer, logits in encoding.logits.items():
+        scored = encoder.routers[str(layer - 1)](encoding.features[layer])
+        torch.testing.assert_close(encoding.layout.by_raster(logits[..., None])[..., 0], scored.view(2, 8, 8))
+
+
+@pytest.mark.parametrize("keep_ratio", [0, 1])
+def test_where_no_router_chooses_there_are_no_logits(
+    new_encoder: Callable[..., ImageEncoder], keep_ratio: float
+) -> None:
+    assert new_encoder(keep_ratio=keep_ratio).encode(images()).logits == {}
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+def test_tokens_after_a_layer_that_there_is_not_are_refused(
+    new_encoder: Callable[..., ImageEncoder], refused: Refused, layer: int
+) -> None:
+    with refused(ValueError, match=f"features_of names layer {layer}; blvit_tiny has layers 1 to 4"):
+        new_encoder().encode(images(), features_of=(1, layer))
+
+
+# factors on updates --------------------------------------------------------------------------------------------------
+
+RATIOS = pytest.mark.parametrize("keep_ratio", [0, 0.25, 1])
+
+
+@RATIOS
+def test_factors_of_1_change_nothing(new_encoder: Callable[..., ImageEncoder], keep_ratio: float) -> None:
+    encoder = new_encoder(keep_ratio=keep_ratio)
+    x = images(count=2)
+    assert torch.equal(encoder.encode(x, branch_scale=torch.ones(2, 4, 2)).embedding, encoder(x))
+
+
+@RATIOS
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_with_factors_of_0_a_layer_passes_an_image_through(
+    new_encoder: Callable[..., ImageEncoder], keep_ratio: float, layer: int
+) -> None:
+    encoder = new_encoder(keep_ratio=keep_ratio)
+    scale = torch.ones(2, 4, 2)
+    scale[1, layer - 1] = 0
+    x = images(count=2)
+    encoding = encoder.encode(x, branch_scale=scale, features_of=(1, 2, 3))
+    plain = encoder.encode(x, features_of=(1, 2, 3))
+    begun = encoder.patch_embed(x) + encoder.pos_embed
+    before = encoding.features.get(layer - 1, begun)
+    assert torch.equal(encoding.features[layer][1], before[1])
+    assert torch.equal(encoding.features[layer][0], plain.features[layer][0])
+    assert not torch.equal(plain.features[layer][1], before[1])
+
+
+@RATIOS
+@pytest.mark.parametrize("window", [4, 3], ids=["whole", "padded"])
+@pytest.mark.parametrize("half", [0, 1], ids=["attention", "feed_forward"])
+def test_a_factor_multiplies_the_whole_update_of_its_half(
+    new_encoder: Callable[..., ImageEncoder], keep_ratio: float, window: int, half: int
+) -> None:
+    encoder = new_encoder(window=window, keep_ratio=keep_ratio)
+
+    def update(factor: float) -> Tensor:
+        """Of the second layer's one half, where the other does nothing."""
+        scale = torch.ones(1, 4, 2)
+        scale[0, 1] = torch.tensor([factor, 0.0] if half == 0 else [0.0, factor])
+        features = encoder.encode(x, branch_scale=scale, features_of=(1, 2)).features
+        return features[2] - features[1]
+
+    x = images()
+    torch.testing.assert_close(update(2.5), 2.5 * update(1), rtol=1e-4, atol=1e-5)
+    assert update(1).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (1, 4, 2), (2, 3, 2), (2, 4)])
+def test_factors_of_another_shape_are_refused(
+    new_encoder: Callable[..., ImageEncoder], refused: Refused, shape: tuple[int, ...]
+) -> None:
+    with refused(ValueError, match=r"branch_scale of shape .* is not one of \(2, 4, 2\)"):
+        new_encoder().encode(images(count=2), branch_scale=torch.ones(shape))
+
+
+# training ------------------------------------------------------------------------------------------------------------
+
+
+def learned(encoder: ImageEncoder, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The embedding, and the gradients of some loss by the parameter's name."""
+    encoder.train().requires_grad_(True).zero_grad()
+    embedding = encoder.encode(x, branch_scale=torch.linspace(0.5, 1.5, 8 * len(x)).view(-1, 4, 2)).embedding
+    (embedding * torch.linspace(-1, 1, embedding.numel()).view_as(embedding)).sum().backward()
+    gradients = {name: value.grad for name, value in encoder.named_parameters() if value.grad is not None}
+    return embedding.detach(), gradients
+
+
+@RATIOS
+def test_checkpointed_layers_give_the_same_embedding_and_gradients(
+    new_encoder: Callable[..., ImageEncoder], keep_ratio: float
+) -> None:
+    encoder = new_encoder(window=3, keep_ratio=keep_ratio)
+    x = images(count=2)
+    embedding, gradients = learned(encoder, x)
+    encoder.checkpoint_layers = True
+    again, gradients_again = learned(encoder, x)
+    assert torch.equal(embedding, again)
+    assert gradients.keys() == gradients_again.keys()
+    assert [name for name, value in gradients.items() if not torch.equal(value, gradients_again[name])] == []
+
+
+def kept_for_the_gradient(encoder: ImageEncoder) -> int:
+    """Elements beside the parameters that the graph of one embedding holds."""
+    parameters = {value.data_ptr() for value in encoder.parameters()}
+    held: dict[int, int] = {}
+
+    def seen(value: Tensor) -> Tensor:
+        held[value.data_ptr()] = value.numel()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda value: value):
+        encoder.train().requires_grad_(True).encode(images())
+    return sum(count for pointer, count in held.items() if pointer not in parameters)
+
+
+def test_checkpointed_layers_keep_less_for_the_gradient(new_encoder: Callable[..., ImageEncoder]) -> None:
+    encoder = new_encoder()
+    encoder.neck = nn.Identity()  # as wide as 8 layers of the tiny model
+    everything = kept_for_the_gradient(encoder)
+    encoder.checkpoint_layers = True
+    assert kept_for_the_gradient(encoder) < 0.3 * everything
+
+
+def test_a_compiled_layer_learns_the_same(new_encoder: Callable[..., ImageEncoder]) -> None:
+    encoder = new_encoder()
+    compiled = copy.deepcopy(encoder)
+    compiled.blocks[2].compile(backend="aot_eager")  # traced and differentiated as by the default one, but no C++
+    x = images()
+    embedding, gradients = learned(encoder, x)
+    again, gradients_again = learned(compiled, x)
+    torch.testing.assert_close(again, embedding)
+    torch.testing.assert_close(gradients_again, gradients)
+
+
+SHARDED = """
+import copy, json, sys
+from pathlib import Path
+import torch
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from sam_blvit.config import ModelConfig
+from sam_blvit.distributed import joined_processes
+from sam_blvit.model.encoder import ImageEncoder
+
+def learned(encoder, x):
+    encoder.zero_grad()
+    embedding = encoder(x)
+    (embedding * torch.linspace(-1, 1, embedding.numel()).view_as(embedding)).sum().backward()
+    return embedding.detach(), {name: value.grad for name, value in encoder.named_parameters()}
+
+def whole(value):
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+directory, report = Path(sys.argv[1]), {}
+plain = ImageEncoder(ModelConfig.from_json((directory / "config.json").read_text()))
+plain.load_state_dict(torch.load(directory / "weights.pth"))
+images = torch.load(directory / "images.pth")
+with joined_processes() as processes:
+    sharded = copy.deepcopy(plain)
+    for block in sharded.blocks:
+        fully_shard(block)
+    fully_shard(sharded)
+    for checkpointed in (False, True):
+        sharded.checkpoint_layers = checkpointed
+        for keep_ratio in (0, 0.25, 1):
+            plain.keep_ratio = sharded.keep_ratio = keep_ratio
+            each = [learned(plain, x) for x in images]  # FSDP2 gives every process the mean of their gradients
+            embedding, gradients = learned(sharded, images[processes.rank])
+            wrong = []
+            for name, ours in gradients.items():
+                theirs = [of[name] for _, of in each]
+                if (ours is None) != (theirs[0] is None):
+                    wrong.append(name)
+                elif ours is not None and not torch.allclose(whole(ours), sum(theirs) / 2, rtol=1e-3, atol=1e-5):
+                    wrong.append(name)
+            report[f"{checkpointed} {keep_ratio}"] = {
+                "embedding": (embedding - each[processes.rank][0]).abs().max().item(),
+                "gradients": wrong,
+                "learned": sum(value is not None for value in gradients.values()),
+            }
+    report["sharded"] = all(isinstance(value, DTensor) for value in sharded.parameters())
+(directory / f"{processes.rank}.json").write_text(json.dumps(report))
+"""
+
+
+def test_sharded_by_fsdp2_the_encoder_learns_the_same(new_encoder: Callable[..., ImageEncoder], tmp_path: Path) -> None:
+    encoder = new_encoder(window=3, little_layers=(2, 4))  # layer 3 runs without any parameter at keep ratio 0
+    (tmp_path / "config.json").write_text(encoder.config.to_json())
+    torch.save(encoder.state_dict(), tmp_path / "weights.pth")
+    torch.save(images(count=2)[:, None], tmp_path / "images.pth")  # one for each process
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDED, str(tmp_path)],
+            env={
+                **os.environ,
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)},
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=90)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    for rank in range(2):
+        report = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert report.pop("sharded")
+        assert len(report) == 6
+        for case, seen in report.items():
+            assert seen["embedding"] < 1e-5, case
+            assert seen["gradients"] == [], case
+            assert seen["learned"] > 40, case

@@ -11,13 +11,23 @@ PACKAGE = Path(__file__).parents[1] / "sam_blvit"
 LAYERS = [
     {"config", "distributed", "allocator", "files"},
     {"model", "data"},
-    {"checkpoint", "predictor", "everything", "drawing", "measure", "__version__"},  # the root imports these and below
+    {
+        "checkpoint",
+        "adapter",
+        "stored",
+        "predictor",
+        "everything",
+        "drawing",
+        "measure",
+        "__version__",
+    },  # the root imports these and below
     {"train", "evaluate", "segment"},
+    {"finetune"},
     {"cli"},
 ]
 """From the lowest up. Units of one layer of packages never import each other."""
 MAY_IMPORT_EACH_OTHER = [
-    {"checkpoint", "predictor", "everything", "drawing"},
+    {"checkpoint", "adapter", "stored", "predictor", "everything", "drawing"},
     {"config", "distributed", "allocator", "files"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")

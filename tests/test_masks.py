@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,15 @@ def test_the_oracle_is_scored_on_request_alone(sam: Sam, dataset: Path) -> None:
     for row in measured(sam, dataset, oracle=True, protocol=PROTOCOLS["ritm"]).rows:
         assert row.iou_3pt_oracle is not None
         assert row.iou_3pt_oracle >= row.iou_3pt
+
+
+def test_boundary_iou_can_be_left_out_and_nothing_else_changes(sam: Sam, dataset: Path) -> None:
+    usual, without = measured(sam, dataset).rows, measured(sam, dataset, boundary=False).rows
+    assert len(usual) == len(without) > 0
+    for row, other in zip(usual, without, strict=True):
+        assert all(math.isnan(getattr(other, f"biou_{prompt}")) for prompt in ("box", "1pt", "3pt"))
+        names = {f"biou_{prompt}": getattr(row, f"biou_{prompt}") for prompt in ("box", "1pt", "3pt")}
+        assert dataclasses.replace(other, **names) == row
 
 
 def test_an_object_without_pixels_is_named_not_measured(sam: Sam, dataset: Path) -> None:

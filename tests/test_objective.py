@@ -1,13 +1,60 @@
+"""A batch's loss: its parts, its independence of how a step is divided, and gradients for all that is trained."""
+
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
-from sam_blvit.config import ModelConfig
-from sam_blvit.data.sa1b import Sa1bDataset, find_pairs
+from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.data.samples import Sample, TrainingSamples
+from sam_blvit.data.sources import training_source
 from sam_blvit.model.build import build_sam
-from sam_blvit.train.objective import training_loss, valid_tokens
+from sam_blvit.model.sam import Sam
+from sam_blvit.train.objective import Objective, StepPlan, tokens_along, valid_tokens
+from sam_blvit.train.teacher import LiveTeacher
 from synthetic import write_flat
+
+Config = Callable[..., ModelConfig]
+SIZES = ((64, 64), (48, 64), (64, 48))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """A square photograph, a wide one and a tall one."""
+    for number, size in enumerate(SIZES):
+        write_flat(tmp_path / "data", range(number, number + 1), size=size)
+    source = training_source(config(tmp_path))
+    dataset = TrainingSamples(source, image_size=128, mask_side=32, masks_per_image=3)
+    found = [dataset[0, index] for index in range(3)]
+    return [sample for sample in found if isinstance(sample, Sample)]
+
+
+def config(root: Path, **options: Any) -> FinetuneConfig:
+    return FinetuneConfig(data=root / "data", output=root / "run", **{"drop_path": 0.0, **options})
+
+
+def plan(samples: list[Sample], **options: Any) -> StepPlan:
+    tokens = sum(tokens_along(s.image.shape[-2]) * tokens_along(s.image.shape[-1]) for s in samples)
+    masks = sum(len(sample.masks) for sample in samples)
+    return StepPlan(**{"keep_ratio": 0.25, "masks": masks, "tokens": tokens, "processes": 1, **options})
+
+
+def objective(root: Path, sam: Sam, teacher: Sam | None = None, **options: Any) -> Objective:
+    features = (2,) if options.get("distillation_layers") else ()
+    live = None if teacher is None else LiveTeacher(teacher, features_of=features)
+    if teacher is not None:
+        options["teacher"] = Path("teacher.pth")
+    return Objective(sam.train(), live, config(root, **options))
+
+
+def gradients(objective: Objective) -> dict[str, Tensor]:
+    return {name: value.grad for name, value in objective.student.named_parameters() if value.grad is not None}
 
 
 def test_tokens_are_valid_where_more_than_half_lies_on_the_photograph() -> None:
@@ -16,16 +63,111 @@ def test_tokens_are_valid_where_more_than_half_lies_on_the_photograph() -> None:
     assert valid[1].min() == 1
 
 
-def test_the_loss_depends_on_the_seed_and_not_on_the_order_of_images(
-    tmp_path: Path, tiny: Callable[..., ModelConfig]
+@pytest.mark.parametrize("keep_ratio", [0.0, 0.25, 1.0])
+def test_a_step_divided_has_the_gradient_of_the_whole(
+    tmp_path: Path,
+    tiny: Config,
+    tiny_dense: Config,
+    randomize: Callable[[Sam], Sam],
+    samples: list[Sample],
+    keep_ratio: float,
 ) -> None:
-    pairs = find_pairs(write_flat(tmp_path, range(3), size=(64, 64)))
-    dataset = Sa1bDataset(pairs, image_size=128, mask_side=32, masks_per_image=3)
-    samples = [dataset[(0, i)] for i in range(3)]
-    sam = build_sam(tiny())
+    sam, teacher = randomize(build_sam(tiny())), randomize(build_sam(tiny_dense()))
+    mine = objective(tmp_path, sam, teacher, distillation_layers=0.5, distillation_mse=0.1, drop_path=0.3)
+    whole = plan(samples, keep_ratio=keep_ratio)
+    mine(samples, whole).loss.backward()
+    expected = {name: value.clone() for name, value in gradients(mine).items()}
+    mine.zero_grad()
+    for part in ([samples[2]], [samples[0], samples[1]]):
+        mine(part, whole).loss.backward()
+    for name, value in gradients(mine).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("keep_ratio", [0.0, 0.25, 1.0])
+def test_whatever_a_keep_ratio_leaves_idle_has_a_gradient(
+    tmp_path: Path, tiny: Config, samples: list[Sample], keep_ratio: float
+) -> None:
+    mine = objective(tmp_path, build_sam(tiny()))
+    mine(samples[:1], plan(samples[:1], keep_ratio=keep_ratio)).loss.backward()
+    assert set(gradients(mine)) == {name for name, _ in mine.student.named_parameters()}
+
+
+def test_a_batch_without_a_sample_has_the_gradient_zero(tmp_path: Path, tiny: Config, samples: list[Sample]) -> None:
+    mine = objective(tmp_path, build_sam(tiny()))
+    outcome = mine([], plan(samples))
+    outcome.loss.backward()
+    assert outcome.loss == 0
+    assert all(not value.any() for value in gradients(mine).values())
+
+
+def test_the_loss_is_the_sum_of_its_weighted_parts(
+    tmp_path: Path, tiny: Config, tiny_dense: Config, randomize: Callable[[Sam], Sam], samples: list[Sample]
+) -> None:
+    sam, teacher = randomize(build_sam(tiny())), build_sam(tiny_dense())
+    parts = objective(tmp_path, sam, teacher, distillation_layers=0.5)(samples, plan(samples)).parts
+    masks = 20 * parts["focal"] + parts["dice"] + parts["iou"]
+    torch.testing.assert_close(parts["loss"], masks + 2.5 * parts["distillation"] + 0.5 * parts["distillation_2"])
+
+
+def test_distillation_alone_asks_the_decoder_nothing(
+    tmp_path: Path, tiny: Config, tiny_dense: Config, samples: list[Sample]
+) -> None:
+    mine = objective(tmp_path, build_sam(tiny()), build_sam(tiny_dense()))
+    outcome = mine(samples, plan(samples, with_masks=False))
+    outcome.loss.backward()
+    assert "dice" not in outcome.parts
+    assert not gradients(mine)["mask_decoder.iou_token.weight"].any()
+    assert gradients(mine)["image_encoder.neck.0.weight"].any()
+
+
+def test_the_loss_of_one_of_several_processes_makes_up_for_their_averaging(
+    tmp_path: Path, tiny: Config, samples: list[Sample]
+) -> None:
+    mine = objective(tmp_path, build_sam(tiny()))
+    alone, of_three = (mine(samples, plan(samples, processes=count)).loss for count in (1, 3))
+    torch.testing.assert_close(of_three, 3 * alone)
+
+
+def test_drop_path_is_drawn_for_each_image_of_each_epoch(tmp_path: Path, tiny: Config, samples: list[Sample]) -> None:
+    mine = objective(tmp_path, build_sam(tiny()), drop_path=0.5)
+    scale = mine._branch_scale(samples)
+    assert scale is not None
+    assert scale.shape == (3, 4, 2)
+    assert (scale[:, 0] == 1).all()  # the first layer is never dropped
+    for layer, rate in enumerate([0, 0.5 / 3, 1 / 3, 0.5]):
+        assert ((scale[:, layer] == 0) | torch.isclose(scale[:, layer], torch.tensor(1 / (1 - rate)))).all()
+    torch.testing.assert_close(mine._branch_scale(samples[::-1]), scale.flip(0))
+    later = mine._branch_scale([replace(sample, epoch=1) for sample in samples])
+    assert not torch.equal(later, scale)  # type: ignore[arg-type]
+
+
+def test_drop_path_keeps_the_mean(tmp_path: Path, tiny: Config, samples: list[Sample]) -> None:
+    mine = objective(tmp_path, build_sam(tiny()), drop_path=0.4)
+    many = mine._branch_scale([replace(samples[0], epoch=epoch) for epoch in range(2000)])
+    assert many is not None
+    torch.testing.assert_close(many.mean(dim=(0, 2)), torch.ones(4), rtol=0, atol=0.05)
+
+
+def test_what_routers_do_is_looked_at_when_asked(tmp_path: Path, tiny: Config, samples: list[Sample]) -> None:
+    mine = objective(tmp_path, build_sam(tiny()))
+    assert mine(samples, plan(samples)).health == {}
+    health = mine(samples, plan(samples, with_health=True)).health
+    assert any("entropy" in name for name in health)
+
+
+def test_a_teacher_is_no_part_of_what_is_trained(tmp_path: Path, tiny: Config, tiny_dense: Config) -> None:
+    mine = objective(tmp_path, build_sam(tiny()), build_sam(tiny_dense()))
+    assert {name.split(".")[0] for name, _ in mine.named_parameters()} == {"student"}
+
+
+def test_bf16_leaves_the_loss_close(
+    tmp_path: Path, tiny: Config, randomize: Callable[[Sam], Sam], samples: list[Sample]
+) -> None:
+    sam = randomize(build_sam(tiny(keep_ratio=1.0)))
     losses = [
-        training_loss(sam, None, chosen, distillation_weight=0, seed=[seed])["loss"]
-        for chosen, seed in ((samples, 0), (samples[::-1], 0), (samples, 1))
+        objective(tmp_path, sam, precision=precision)(samples, plan(samples, keep_ratio=1.0)).loss
+        for precision in ("fp32", "bf16")
     ]
-    torch.testing.assert_close(losses[0], losses[1])
-    assert losses[0] != losses[2]
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.05)

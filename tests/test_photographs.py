@@ -13,7 +13,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from sam_blvit.data.instances import ImageFile, Instance
 from sam_blvit.evaluate.perturb import CLEAN, Perturbation, perturbation_named
-from sam_blvit.evaluate.photographs import Photograph, Truth, by_image, photographs, read_pixels, truth_of
+from sam_blvit.evaluate.photographs import Photograph, Truth, by_image, photographs, truth_of
 
 SIDE = 64
 SIZES = {7: (45, 60), 3: (75, 35), 5: (64, 64), 9: (130, 97), 2: (20, 90)}
@@ -164,7 +164,7 @@ def test_a_turned_photograph_is_refused(images: list[ImageFile], refused: Callab
     height, width = SIZES[7]
     Image.new("RGB", (height, width)).save(images[0].path)
     with refused(ValueError, "7.png is 45 x 60 pixels, its annotations are for 60 x 45"):
-        read_pixels(images[0])
+        images[0].pixels()
 
 
 def test_a_damaged_photograph_is_named(images: list[ImageFile], refused: Callable[..., Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import re
 from collections.abc import Callable
@@ -13,101 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
+from runs import COMMON, PROTOCOL, ap_run, by_prompt, miou_run, rows_of, with_worst, write_json
 from sam_blvit import cli
 from sam_blvit.config import ReportConfig
-from sam_blvit.evaluate.report import read_runs, report
+from sam_blvit.evaluate.report import report
 from sam_blvit.evaluate.summary import PROMPTS
 
 Refused = Callable[[type[Exception], str], AbstractContextManager[object]]
-COLUMNS = ["seed", "ann_id", "image_id", "category_id", "area", "npix"]
-COLUMNS += [f"{kind}_{prompt}" for kind in ("iou", "piou", "biou") for prompt in PROMPTS]
-PROTOCOL = {"name": "blvit", "first": "uniform", "select": "argmax", "average": "instance", "subset": "full"}
-COMMON = {
-    "model": "blvit_tiny",
-    "keep_ratio": 0.25,
-    "checkpoint": {"file": "tiny.safetensors", "sha256": "c0ffee00" * 8},
-    "image_size": 512,
-    "annotations": {"file": "instances.json", "sha256": "abcdef01" * 8},
-    "subset": "full",
-    "perturbation": "clean",
-    "macs": {"paper": 5.12, "full": 5.91, "encoder_paper": 4.0, "encoder_full": 4.5},
-    "milliseconds": {"encoder": 61.2, "decoder": 9.8, "how": "batch 1, median of 5"},
-    "git": "ba40707",
-    "device": "cpu",
-    "processor": "EPYC",
-    "threads": 2,
-    "torch": "2.15.0",
-    "wall_seconds": 103.2,
-}
-
-
-def by_prompt(box: float | None, one: float | None, three: float | None) -> dict[str, float | None]:
-    return {"box": box, "1pt": one, "3pt": three}
-
-
-def rows_of(objects: int = 6, shift: float = 0.0) -> list[dict[str, float]]:
-    """Two objects a photograph; box IoU 40 + `shift`, predicted 70."""
-    ids = [
-        {"seed": 0, "ann_id": i, "image_id": i // 2, "category_id": 1, "area": 50.0, "npix": 40} for i in range(objects)
-    ]
-    scores = dict.fromkeys(COLUMNS[6:], 40.0 + shift) | {f"piou_{prompt}": 70.0 for prompt in PROMPTS}
-    return [row | scores for row in ids]
-
-
-def write_csv(directory: Path, rows: list[dict[str, Any]]) -> None:
-    with (directory / "instances.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_json(directory: Path, content: object) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "summary.json").write_text(json.dumps(content))
-
-
-def miou_run(directory: Path, *, rows: list[dict[str, Any]] | None = None, **changes: Any) -> Path:
-    """A run of mIoU whose summary differs from the usual one in `changes`."""
-    summary = {
-        **COMMON,
-        "task": "miou",
-        "miou": {
-            "instance": by_prompt(47.81, 17.52, 31.83),
-            "image": by_prompt(50.0, 20.0, 30.0),
-            "category": by_prompt(51.0, 21.0, 32.0),
-            "small": by_prompt(11.1, 1.0, 1.0),
-            "medium": by_prompt(22.2, 1.0, 1.0),
-            "large": by_prompt(None, None, None),
-        },
-        "boundary": {"instance": by_prompt(33.4, 5.0, 6.0)},
-        "seeds": {"seeds": [0], "instance": by_prompt(1, 1, 1), "std": None},
-        "counts": {"images": 3, "instances": 6, "skipped_empty": 0, "crowd_used": 0, "crowd_excluded": 0},
-        "protocol": PROTOCOL,
-        "protocol_label": "blvit",
-        "include_crowd": False,
-        "primary_kept": None,
-    }
-    write_json(directory, summary | changes)
-    write_csv(directory, rows or rows_of())
-    return directory
-
-
-def ap_run(directory: Path, **changes: Any) -> Path:
-    """A run of AP whose summary differs from the usual one in `changes`."""
-    asked = {"task": "ap", "judge": "lvis", "boxes": "gt", "select": "single", "refine": 0}
-    write_json(directory, COMMON | asked | {"ap": {"AP": 12.34, "AP50": 23.4, "APs": None}} | changes)
-    return directory
-
-
-def with_worst(directory: Path) -> Path:
-    """Add a picture of a bad object to a run."""
-    (directory / "worst").mkdir()
-    Image.new("RGB", (8, 6), "red").save(directory / "worst" / "01_123.jpg")
-    entry = {"file": "01_123.jpg", "ann_id": 123, "image_id": 7, "category_id": 5, "iou_box": 3.21, "piou_box": 80.1}
-    (directory / "worst" / "worst.json").write_text(json.dumps([entry]))
-    return directory
 
 
 class Page(HTMLParser):
@@ -422,47 +334,6 @@ def test_the_worst_objects_are_shown_under_their_run(tmp_path: Path) -> None:
     assert "b: " not in page.text
 
 
-def test_every_run_below_a_directory_counts_once_in_the_order_given(tmp_path: Path) -> None:
-    for name in ("x/b", "x/a", "x/a/dark", "y"):
-        ap_run(tmp_path / "runs" / name)
-    runs = tmp_path / "runs"
-    found = read_runs([runs / "y", runs / "x", runs / "x" / ".." / "y", runs])
-    assert [(run.number, run.name) for run in found] == [(1, "y"), (2, "x/a"), (3, "x/a/dark"), (4, "x/b")]
-
-
-def test_a_run_above_another_keeps_its_name(tmp_path: Path) -> None:
-    ap_run(tmp_path / "x" / "dark")
-    ap_run(tmp_path / "x")
-    assert [run.name for run in read_runs([tmp_path])] == ["x", "x/dark"]
-
-
-@pytest.mark.parametrize("name", ["missing", "file"])
-def test_what_is_no_directory_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
-    (tmp_path / "file").write_text("{}")
-    with refused(ValueError, f"{name} is not a directory; name the output of"):
-        report(ReportConfig(runs=(tmp_path / name,), output=tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_directory_without_runs_is_left_out_with_a_note(tmp_path: Path) -> None:
-    ap_run(tmp_path / "x")
-    (tmp_path / "empty").mkdir()
-    with pytest.warns(UserWarning, match="empty is left out: no run's summary.json in or below it"):
-        assert len(read_runs([tmp_path / "empty", tmp_path / "x"])) == 1
-
-
-def test_a_calibrations_own_summaries_are_no_runs(tmp_path: Path) -> None:
-    ap_run(tmp_path / "x")
-    (tmp_path / "calibration" / "vit_b").mkdir(parents=True)
-    (tmp_path / "calibration" / "vit_b" / "summary.json").write_text('{"task": "calibration"}')
-    assert [run.name for run in read_runs([tmp_path])] == ["x"]
-
-
-def test_no_directory_is_refused(tmp_path: Path, refused: Refused) -> None:
-    with refused(ValueError, "no directory that is named holds a run"):
-        report(ReportConfig(runs=(), output=tmp_path / "out"))
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -491,38 +362,10 @@ def test_a_missing_name_is_told_with_its_file(tmp_path: Path, refused: Refused, 
             page_of(tmp_path, run)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b""])
-def test_a_summary_that_is_no_json_is_refused(tmp_path: Path, refused: Refused, content: bytes) -> None:
-    (miou_run(tmp_path / "a") / "summary.json").write_bytes(content)
-    with refused(ValueError, r"a/summary.json is no JSON \("):
-        page_of(tmp_path, tmp_path / "a")
-
-
 def test_a_summary_that_is_a_list_is_refused(tmp_path: Path, refused: Refused) -> None:
     write_json(tmp_path / "a", [1])
     with refused(ValueError, "summary.json lacks task"):
         page_of(tmp_path, tmp_path / "a")
-
-
-def test_a_run_without_its_instances_is_refused(tmp_path: Path, refused: Refused) -> None:
-    (miou_run(tmp_path / "a") / "instances.csv").unlink()
-    with refused(ValueError, "a holds neither instances.csv nor instances.parquet"):
-        page_of(tmp_path, tmp_path / "a")
-
-
-def test_instances_without_a_column_are_refused(tmp_path: Path, refused: Refused) -> None:
-    rows = [{name: value for name, value in row.items() if name != "piou_3pt"} for row in rows_of()]
-    with refused(ValueError, "instances.csv: no column piou_3pt"):
-        page_of(tmp_path, miou_run(tmp_path / "a", rows=rows))
-
-
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_instances_without_a_number_are_refused(tmp_path: Path, refused: Refused, value: str) -> None:
-    rows = rows_of()
-    rows[4]["biou_box"] = float(value)  # not used
-    rows[3]["piou_1pt"] = float(value)
-    with refused(ValueError, f"a: object 3 has piou_1pt={value}; measure it again"):
-        page_of(tmp_path, miou_run(tmp_path / "a", rows=rows))
 
 
 def test_an_object_that_is_there_twice_is_refused(tmp_path: Path, refused: Refused) -> None:

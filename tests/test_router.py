@@ -87,6 +87,41 @@ def test_scores_have_mean_1_over_the_tokens_of_every_window() -> None:
     torch.testing.assert_close(total / tokens, torch.ones(2, 4))
 
 
+@pytest.mark.parametrize("layout", [WHOLE, PADDED])
+def test_with_two_classes_a_score_is_twice_the_softmax_over_them(layout: WindowLayout) -> None:
+    logits = torch.randn(2, layout.num_tokens)
+    routing = choose(logits, layout=layout, num_primary=2, kind="two_class")
+    twice = 2 * torch.stack([torch.zeros_like(logits), logits], dim=-1).softmax(-1)[..., 1]  # not primary, primary
+    expected = twice.gather(1, routing.tokens)[..., None]
+    if routing.filled is not None:
+        expected = expected * routing.filled
+        assert not routing.filled.all()
+    torch.testing.assert_close(routing.scores, expected)
+
+
+@pytest.mark.parametrize("layout", [WHOLE, PADDED])
+def test_with_two_classes_the_choice_is_the_same(layout: WindowLayout) -> None:
+    logits = torch.randn(2, layout.num_tokens)
+    one, other = (choose(logits, layout=layout, num_primary=2, kind=kind) for kind in ("window", "two_class"))
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.primary, other.primary)
+    assert not torch.allclose(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("layout", [WHOLE, PADDED])
+def test_with_two_classes_undecided_logits_score_1(layout: WindowLayout) -> None:
+    routing = choose(torch.zeros(1, layout.num_tokens), layout=layout, num_primary=2, kind="two_class")
+    assert set(routing.scores[routing.primary.gather(1, routing.tokens[..., None]) > 0].tolist()) <= {0.0, 1.0}
+    assert routing.scores.max() == 1
+
+
+def test_with_two_classes_a_tokens_score_hangs_on_no_other_token() -> None:
+    logits = torch.zeros(1, 64, requires_grad=True)
+    choose(logits, layout=WHOLE, num_primary=1, kind="two_class").scores[0, 0].backward()
+    assert logits.grad is not None
+    assert logits.grad.nonzero().tolist() == [[0, 0]]
+
+
 def test_a_border_window_with_too_few_tokens_chooses_each_of_them_once() -> None:
     routing = choose(torch.randn(1, 16), layout=PADDED, num_primary=2)
     assert routing.filled is not None

@@ -182,6 +182,49 @@ def test_mixed_shapes_give_masks_of_their_own_sizes(new_sam: Callable[..., Sam])
     assert [tuple(answer["masks"].shape) for answer in answers] == [(2, 1, 2 * h, 2 * w) for h, w in sizes]
 
 
+# each in its own shape -----------------------------------------------------------------------------------------------
+
+
+def mixed_images() -> list[Tensor]:
+    """Of two padded sizes, in turn."""
+    sizes = [(128, 60), SQUARE, (100, 64), FOUR_TO_THREE]
+    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+
+
+def test_images_are_encoded_by_shape_each_as_if_alone(new_sam: Callable[..., Sam]) -> None:
+    sam, images = new_sam(), mixed_images()
+    with torch.no_grad():
+        groups = sam.encode_by_shape(images)
+        assert [places for places, _ in groups] == [[0, 2], [1, 3]]
+        for places, encoding in groups:
+            for place, embedding in zip(places, encoding.embedding, strict=True):
+                alone = sam.image_encoder(sam.preprocess(images[place])[None])[0]
+                torch.testing.assert_close(embedding, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_each_image_of_a_shape_keeps_its_factors_and_features(new_sam: Callable[..., Sam]) -> None:
+    sam, images = new_sam(), mixed_images()
+    scale = torch.rand(4, 4, 2) * 2
+    with torch.no_grad():
+        for places, encoding in sam.encode_by_shape(images, branch_scale=scale, features_of=(3,)):
+            for i, place in enumerate(places):
+                alone = sam.image_encoder.encode(
+                    sam.preprocess(images[place])[None], branch_scale=scale[place][None], features_of=(3,)
+                )
+                torch.testing.assert_close(encoding.features[3][i], alone.features[3][0], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(encoding.embedding[i], alone.embedding[0], rtol=1e-4, atol=1e-4)
+
+
+def test_one_shape_for_all_is_sams_square(new_sam: Callable[..., Sam]) -> None:
+    sam, images = new_sam(), mixed_images()
+    square = torch.stack([sa.Sam.preprocess(sam, image) for image in images])
+    with torch.no_grad():
+        ((places, encoding),) = sam.encode_by_shape(images, one_shape=True)
+        torch.testing.assert_close(encoding.embedding, sam.image_encoder(square))
+    assert places == [0, 1, 2, 3]
+    assert encoding.layout.grid == (8, 8)
+
+
 # gradients -----------------------------------------------------------------------------------------------------------
 
 

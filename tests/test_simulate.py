@@ -1,94 +1,199 @@
+"""The first prompts and the points at errors, against what SAM, EfficientViT-SAM and we say they are."""
+
+from dataclasses import replace
+
+import pytest
 import torch
+from torch import Tensor
 
-from sam_blvit.data.sa1b import Sample
-from sam_blvit.train.simulate import Prompts, draw_points, draw_prompts, noisy_boxes, uniform_points
+from sam_blvit.data.samples import Sample
+from sam_blvit.train.losses import Heads, Truth
+from sam_blvit.train.sampling import Draws
+from sam_blvit.train.simulate import Prompts, add_error_points, draw_prompts, noisy_boxes, plan_rounds
 
-SIZE = 128
+SIZE, SIDE = 128, 64
 
 
-def sample(masks: int) -> Sample:
+def sample(masks: int, *, image_id: int = 1) -> Sample:
     """An image of 96 x 128 with the same mask `masks` times, at half resolution."""
-    mask = torch.zeros(masks, 64, 64, dtype=torch.bool)
+    mask = torch.zeros(masks, SIDE, SIDE, dtype=torch.bool)
     mask[:, 10:20, 30:50] = True
-    box = torch.tensor([[60.0, 20.0, 100.0, 40.0]]).repeat(masks, 1)
-    return Sample(image_id=1, image=torch.zeros(3, 96, 128, dtype=torch.uint8), masks=mask, boxes=box, valid=(48, 64))
+    return Sample(
+        epoch=0,
+        image_id=image_id,
+        image=torch.zeros(3, 96, 128, dtype=torch.uint8),
+        masks=mask,
+        boxes=torch.tensor([[60.0, 20.0, 100.0, 40.0]]).repeat(masks, 1),
+        ann_ids=tuple(range(100, 100 + masks)),
+        valid=(48, 64),
+    )
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def drawn(of: Sample, style: str = "mixed", seed: int = 0) -> list[Prompts]:
+    return draw_prompts(of, style, image_size=SIZE, draws=Draws(seed, of.epoch, of.image_id))
 
 
-def by_kind(masks: int, seed: int = 0) -> tuple[Prompts, Prompts, Prompts]:
-    boxes, one, several = draw_prompts(sample(masks), SIZE, generator(seed))
-    return boxes, one, several
+def of_mask(prompts: list[Prompts], ann_id: int) -> tuple[Tensor, Tensor]:
+    """Coordinates and labels that a mask is asked for by."""
+    ((group, i),) = [(group, group.ann_ids.index(ann_id)) for group in prompts if ann_id in group.ann_ids]
+    return group.coords[i], group.labels[i]
 
 
-def points_of(prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
-    assert prompts.points is not None
-    return prompts.points
+@pytest.mark.parametrize(
+    ("style", "shares"), [("mixed", (0.5, 0.25, 0.25)), ("sam11", (0.5, 0.5)), ("evs", (0.5, 0.5))]
+)
+def test_shares_of_boxes_of_one_point_and_of_several(style: str, shares: tuple[float, ...]) -> None:
+    prompts = drawn(sample(4000), style)
+    assert len(prompts) == len(shares)
+    for group, share in zip(prompts, shares, strict=True):
+        assert abs(len(group.masks) / 4000 - share) < 0.03
+    assert sorted(mask for group in prompts for mask in group.masks.tolist()) == list(range(4000))
+    assert all(group.ann_ids == tuple(100 + i for i in group.masks.tolist()) for group in prompts)
 
 
-def test_half_of_the_prompts_are_boxes_a_quarter_one_point_and_a_quarter_several() -> None:
-    kinds = by_kind(4000)
-    for prompts, share in zip(kinds, (0.5, 0.25, 0.25), strict=True):
-        assert abs(len(prompts.masks) / 4000 - share) < 0.03
-    assert sorted(mask for prompts in kinds for mask in prompts.masks.tolist()) == list(range(4000))
+@pytest.mark.parametrize(("style", "fewest"), [("mixed", 2), ("evs", 1)])
+def test_several_points_are_up_to_ten_and_as_many_for_all_masks_of_an_image(style: str, fewest: int) -> None:
+    counts = {drawn(sample(40), style, seed)[-1].labels.shape[1] - 1 for seed in range(100)}
+    assert counts == set(range(fewest, 11))
 
 
-def test_several_points_are_two_to_ten_and_as_many_for_all_masks_of_an_image() -> None:
-    counts = {points_of(by_kind(40, seed)[2])[1].shape[1] for seed in range(100)}
-    assert counts == set(range(2, 11))
-    assert points_of(by_kind(40)[1])[1].shape[1] == 1
-
-
-def test_no_prompt_is_padded() -> None:
-    for prompts in by_kind(100)[1:]:
-        assert set(points_of(prompts)[1].unique().tolist()) <= {0, 1}
+def test_every_prompt_has_the_tokens_that_sam_gives_it_and_no_padding_else() -> None:
+    boxes, one, several = drawn(sample(100))
+    assert (boxes.labels == torch.tensor([2, 3])).all()
+    assert (one.labels == torch.tensor([1, -1])).all()
+    assert (several.labels[:, :-1] == 1).all()
+    assert (several.labels[:, -1] == -1).all()
 
 
 def test_one_point_is_answered_by_the_best_of_three_several_by_one_and_a_box_by_both() -> None:
-    boxes, one, several = by_kind(100)
-    assert (boxes.single == 0.5).all()
-    assert (boxes.multi == 0.5).all()
-    assert (one.single == 0).all()
-    assert (one.multi == 1).all()
-    assert (several.single == 1).all()
-    assert (several.multi == 0).all()
+    assert [group.heads for group in drawn(sample(100))] == [Heads.BOTH, Heads.MULTI, Heads.SINGLE]
+    single = {group.labels.shape[1]: group.heads for seed in range(40) for group in drawn(sample(9), "evs", seed)[1:]}
+    assert single[2] is Heads.MULTI
+    assert single[3] is Heads.SINGLE
 
 
-def test_points_lie_on_the_object_or_off_it_as_their_labels_say() -> None:
-    target = sample(3000)
-    xy, labels = draw_points(target, torch.arange(3000), 3, SIZE, generator())
-    scale = SIZE / 64
-    column, row = ((xy[..., i] + 0.5) / scale - 0.5 for i in range(2))
-    torch.testing.assert_close(column, column.round())
-    assert torch.equal(target.masks[0, row.long(), column.long()], labels == 1)
-    assert row.max() < target.valid[0]
-    assert (labels[:, 0] == 1).all()
-    assert abs((labels[:, 1:] == 0).float().mean() - 0.2) < 0.02
+@pytest.mark.parametrize("style", ["mixed", "sam11", "evs"])
+def test_points_are_centres_of_pixels_of_the_object(style: str) -> None:
+    target = sample(500)
+    for group in drawn(target, style)[1:]:
+        column, row = ((group.coords[:, :-1, i] + 0.5) * (SIDE / SIZE) - 0.5 for i in range(2))
+        torch.testing.assert_close(column, column.round())
+        assert target.masks[0, row.long(), column.long()].all()
+        assert len(torch.stack([column, row], -1).flatten(0, 1).unique(dim=0)) > 80  # of 200 pixels
+        count = column.shape[1]
+        assert sum(len(points.unique(dim=0)) for points in group.coords[:, :-1]) > 0.9 * count * len(group.masks)
 
 
-def test_points_cover_the_mask() -> None:
-    xy = uniform_points(sample(1).masks, 2000, SIZE, generator())
-    assert len(torch.unique(xy[0], dim=0)) > 190  # of 200 pixels
+def test_boxes_of_efficientvit_sam_have_no_noise_and_those_of_the_others_do() -> None:
+    exact = torch.tensor([[[60.0, 20.0], [100.0, 40.0]]])
+    assert (drawn(sample(50), "evs")[0].coords == exact).all()
+    for style in ("mixed", "sam11"):
+        shift = (drawn(sample(2000), style)[0].coords - exact).abs()
+        assert shift.max() == 2.5
+        assert abs(shift[..., 1].median() - 0.6745 * 2) < 0.1  # of a side of 20; no cap moves a median
 
 
-def test_box_noise_is_a_tenth_of_the_side_capped_and_inside_the_image() -> None:
+def test_box_noise_is_a_tenth_of_the_side_with_caps() -> None:
     boxes = torch.tensor([[40.0, 30.0, 60.0, 70.0]]).repeat(5000, 1)
-    noisy = noisy_boxes(boxes, torch.Size((96, 128)), 1024, generator())
-    shift = noisy - boxes
-    assert abs(shift[:, 0].std() - 2) < 0.1  # width 20
-    assert abs(shift[:, 1].std() - 4) < 0.2  # height 40
-    capped = noisy_boxes(boxes * 10, torch.Size((960, 1280)), 1024, generator()) - boxes * 10
-    assert capped.abs().max() == 20
-    edge = noisy_boxes(torch.tensor([[0.0, 0.0, 128.0, 96.0]]).repeat(99, 1), torch.Size((96, 128)), 1024, generator())
-    assert edge.min() == 0
-    assert edge[:, 2].max() == 128
-    assert edge[:, 3].max() == 96
+    noise = torch.randn(5000, 4)
+    moved = noisy_boxes(boxes, noise, size=(96, 128), image_size=1024) - boxes
+    assert abs(moved[:, 0].std() - 2) < 0.1  # width 20
+    assert abs(moved[:, 3].std() - 4) < 0.2  # height 40
+    large = noisy_boxes(boxes * 10, noise, size=(960, 1280), image_size=1024) - boxes * 10
+    assert large.abs().max() == 20
+    small = noisy_boxes(boxes * 10, noise, size=(960, 1280), image_size=512) - boxes * 10
+    assert small.abs().max() == 10
 
 
-def test_the_same_generator_draws_the_same_prompts() -> None:
-    first, again = (draw_prompts(sample(20), SIZE, generator(7)) for _ in range(2))
-    other = draw_prompts(sample(20), SIZE, generator(8))
-    assert torch.equal(first[0].masks, again[0].masks)
-    assert not torch.equal(first[0].masks, other[0].masks)
+def test_noise_leaves_boxes_on_the_photograph() -> None:
+    whole = torch.tensor([[0.0, 0.0, 128.0, 96.0]]).repeat(99, 1)
+    moved = noisy_boxes(whole, torch.randn(99, 4), size=(96, 128), image_size=1024)
+    assert moved.min() == 0
+    assert moved[:, 2].max() == 128
+    assert moved[:, 3].max() == 96
+
+
+def test_no_noise_turns_a_box_inside_out() -> None:
+    box = torch.tensor([[40.0, 30.0, 60.0, 70.0]])
+    moved = noisy_boxes(box, torch.tensor([[7.0, 0.0, -7.0, 0.0]]), size=(96, 128), image_size=1024)
+    torch.testing.assert_close(moved, torch.tensor([[46.0, 30.0, 54.0, 70.0]]))
+
+
+@pytest.mark.parametrize("style", ["mixed", "sam11", "evs"])
+def test_a_mask_is_asked_for_alike_whatever_masks_are_drawn_beside_it_and_in_whatever_order(style: str) -> None:
+    whole = sample(30)
+    chosen = torch.tensor([17, 4, 25])
+    ids = tuple(whole.ann_ids[i] for i in chosen)
+    part = replace(whole, masks=whole.masks[chosen], boxes=whole.boxes[chosen], ann_ids=ids)
+    for ann_id in ids:
+        for in_whole, in_part in zip(
+            of_mask(drawn(whole, style), ann_id), of_mask(drawn(part, style), ann_id), strict=True
+        ):
+            assert torch.equal(in_whole, in_part)
+
+
+def test_prompts_change_with_seed_epoch_and_image() -> None:
+    first = drawn(sample(30))
+    for other in (drawn(sample(30), seed=1), drawn(replace(sample(30), epoch=1)), drawn(sample(30, image_id=2))):
+        assert [group.ann_ids for group in other] != [group.ann_ids for group in first]
+
+
+def asked_again(answer: Tensor, target: Tensor, seed: int = 0) -> Prompts:
+    prompts = Prompts(
+        torch.arange(len(target)),
+        tuple(range(len(target))),
+        torch.zeros(len(target), 2, 2),
+        torch.ones(len(target), 2).long(),
+        Heads.SINGLE,
+    )
+    draws = torch.rand(len(target), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return add_error_points(prompts, answer, Truth(target, (48, 64)), image_size=SIZE, draws=draws)
+
+
+def test_new_points_lie_in_the_error_and_say_on_which_side_it_is() -> None:
+    target = torch.zeros(400, SIDE, SIDE, dtype=torch.bool)
+    target[:, 10:20, 30:50] = True
+    answer = torch.zeros_like(target)
+    answer[:, 15:25, 30:50] = True
+    again = asked_again(answer[:, :48, :64], target)
+    column, row = ((again.coords[:, 2, i] + 0.5) * (SIDE / SIZE) - 0.5 for i in range(2))
+    column, row = column.long(), row.long()
+    assert (answer ^ target)[0, row, column].all()
+    assert torch.equal(again.labels[:, 2] == 1, target[0, row, column])
+    assert abs((again.labels[:, 2] == 1).float().mean() - 0.5) < 0.08
+    assert set(again.labels[:, 2].tolist()) == {0, 1}
+
+
+def test_errors_of_the_padding_are_none() -> None:
+    target = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    target[:, 50:] = True
+    answer = torch.zeros(1, 48, 64, dtype=torch.bool)
+    answer[:, 5, 6] = True
+    for seed in range(20):
+        again = asked_again(answer, target, seed)
+        assert again.coords[0, 2].tolist() == [12.5, 10.5]
+        assert again.labels[0, 2] == 0
+
+
+def test_a_mask_without_an_error_gets_a_token_that_is_no_point_beside_others_points() -> None:
+    target = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
+    target[:, 10:20, 30:50] = True
+    answer = target[:, :48, :64].clone()
+    answer[1, 12, 30] = False
+    assert asked_again(answer, target).labels[:, 2].tolist() == [-1, 1]
+
+
+def test_without_any_error_no_token_is_added() -> None:
+    target = torch.rand(2, SIDE, SIDE) > 0.5
+    assert asked_again(target[:, :48, :64], target).labels.shape == (2, 2)
+
+
+def test_mixed_prompts_end_with_a_round_without_a_new_point() -> None:
+    assert plan_rounds("mixed", 2, Draws(0, 0, 0)) == [True, True, False]
+    assert plan_rounds("evs", 2, Draws(0, 0, 0)) == []
+
+
+def test_eleven_rounds_of_sam_have_eight_new_points_and_one_pause_among_them() -> None:
+    plans = [plan_rounds("sam11", 2, Draws(0, 0, image_id)) for image_id in range(100)]
+    assert all(len(plan) == 10 and sum(plan) == 8 and not plan[-1] for plan in plans)
+    assert {plan.index(False) for plan in plans} == set(range(1, 8))

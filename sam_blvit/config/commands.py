@@ -18,6 +18,8 @@ class WeightsConfig:
     """Registry name, or the path of a checkpoint of ours."""
     checkpoint: Path | None = None
     """A checkpoint of ours or a plain SAM .pth of the same size. Default: blvit_tiny's own weights."""
+    base: Path | None = None
+    """The SAM that an adapter was trained for, if the checkpoint is an adapter."""
     keep_ratio: float | None = None
     """Share of the tokens that performance blocks update, 0 to 1. Default: the model's own."""
     image_size: int | None = None

@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Any
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+ROUTER_SCORES = ("window", "two_class")
 PATCH_SIZE = 16
 SAM_WINDOW = 14
 EMBEDDING_CHANNELS = 256
@@ -60,10 +61,14 @@ class ModelConfig:
     """Share of the tokens that performance blocks update, until set otherwise at run time."""
     compute_dtype: str = "float32"
     """dtype of matrix products inside the encoder: float32 or bfloat16."""
+    router_scores: str = "window"
+    """What a router's softmax runs over: window (the tokens of a window) or two_class (each token: primary or not)."""
 
     def __post_init__(self) -> None:
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
+        if self.router_scores not in ROUTER_SCORES:
+            raise ValueError(f"router_scores={self.router_scores!r} is not one of {', '.join(ROUTER_SCORES)}")
         if self.image_size < PATCH_SIZE or self.image_size % PATCH_SIZE:
             raise ValueError(f"image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}")
         if not isinstance(self.window, int) or self.window < 1:

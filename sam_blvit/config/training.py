@@ -50,8 +50,8 @@ class TrainingDataConfig:
     """Which photographs and masks."""
 
     data: Path
-    """Directory of SA-1B: .tar files; sa_<id>.jpg and sa_<id>.json side by side; or images/ and annotations/, perhaps
-    each with train/ and val/. With `annotations`: the directory of the photographs."""
+    """Directory of SA-1B: .tar files; sa_<id>.jpg and sa_<id>.json side by side; or images/ and annotations/ (or masks/),
+    perhaps each with train/ and val/. With `annotations`: the directory of the photographs."""
     annotations: Path | None = None
     """Annotations of your own data in COCO's instance format."""
     manifest: Path | None = None
@@ -154,6 +154,8 @@ class FinetuneConfig(TeacherConfig):
     # the student
     checkpoint: Path | None = None
     """Weights to start from: ours or a plain SAM .pth. Default: the teacher's; without a teacher, fresh ones."""
+    base: Path | None = None
+    """The SAM that `checkpoint` was trained for, if that is an adapter."""
     window: int | None = None
     """Side of a window, tokens; 14 pads as SAM does, and makes keep ratio 1 SAM itself. Default: the model's own."""
     router_scores: str | None = None
@@ -202,10 +204,12 @@ class FinetuneConfig(TeacherConfig):
     """Directory that tools/cache_teacher.py wrote with this teacher. Default: the teacher runs beside the student."""
 
     # optimiser
-    epochs: float | None = None
-    """Times that every photograph is seen; the schedule's length. Default: as long as max_steps."""
+    epochs: float = 10.0
+    """Times that every photograph is seen: the schedule's length."""
+    schedule_steps: int | None = None
+    """The schedule's length in steps, instead of epochs."""
     max_steps: int | None = None
-    """Steps after which the run ends; without epochs the schedule's length, too. Default: 1000 without epochs."""
+    """Steps after which the run stops, wherever its schedule stands; started again with more it goes on."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
     lr: float | None = None
@@ -223,7 +227,7 @@ class FinetuneConfig(TeacherConfig):
     weight_decay: float = 0.1
     """Weight decay of matrices other than positions and embeddings."""
     warmup_steps: int = 1000
-    """Steps of linear warm-up, at most a tenth of the schedule."""
+    """Steps of linear warm-up; at most a tenth of the schedule."""
     clip_norm: float = 1.0
     """Gradient norm above which gradients are scaled down."""
     ema: float = 0.0
@@ -273,12 +277,20 @@ class FinetuneConfig(TeacherConfig):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()
-        if self.max_steps is None and self.epochs is None:
-            object.__setattr__(self, "max_steps", 1000)
         if self.masks_per_image is None:
             object.__setattr__(self, "masks_per_image", max(16, 64 // (self.batch_size or 1)))
-        _check_at_least(self, 1, "masks_per_image", "mask_side", "max_steps", "accumulate", "checkpoint_every")
-        _check_at_least(self, 1, "log_every", "max_bad_steps", "val_limit", "window", "warm_start_images")
+        _check_at_least(self, 1, "masks_per_image", "mask_side", "max_steps", "schedule_steps")
+        _check_at_least(
+            self,
+            1,
+            "accumulate",
+            "checkpoint_every",
+            "log_every",
+            "max_bad_steps",
+            "val_limit",
+            "window",
+            "warm_start_images",
+        )
         _check_at_least(self, 1, "warm_start_steps")
         _check_at_least(self, 0, "lr", "encoder_lr", "decoder_lr", "prompt_lr", "weight_decay", "warmup_steps")
         _check_at_least(self, 0, "point_sample", "correction_rounds", "distillation_weight", "distillation_mse")
@@ -294,7 +306,7 @@ class FinetuneConfig(TeacherConfig):
     def _check_ranges(self) -> None:
         if self.resume not in ("auto", "never"):
             raise ValueError(f"resume={self.resume!r} is not one of auto, never")
-        if self.epochs is not None and not self.epochs > 0:
+        if not self.epochs > 0:
             raise ValueError(f"epochs={self.epochs} is not a positive number; the paper's is 10")
         if self.clip_norm <= 0:
             raise ValueError(f"clip_norm={self.clip_norm} is not a positive number")
@@ -329,9 +341,9 @@ class FinetuneConfig(TeacherConfig):
                 f"validate_every={self.validate_every}: nothing to validate with; add holdout, val_manifest or "
                 "val_annotations"
             )
-        if self.teacher is None and self.checkpoint is None:
-            if wanting := [name for name in ("warm_start", "freeze") if getattr(self, name) != "none"]:
-                raise ValueError(f"{', '.join(wanting)}: wants a trained SAM to start from; name teacher or checkpoint")
+        wanting = [name for name in ("warm_start", "freeze") if getattr(self, name) != "none"]
+        if wanting and self.teacher is None and self.checkpoint is None:
+            raise ValueError(f"{', '.join(wanting)}: wants a trained SAM to start from; name teacher or checkpoint")
 
 
 def _check_words(config: object) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from sam_blvit.data.images import read_image
+
 MERGED = "trainval"
 """A directory in which some keep train2017 and val2017 together."""
 COCO_2014_PREFIX = "COCO_"
@@ -46,6 +48,16 @@ class ImageFile:
     height: int
     width: int
     path: Path
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The photograph (H, W, 3) RGB; ValueError, one line, if it cannot be read or has not the annotated size."""
+        pixels = read_image(self.path)
+        if pixels.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"image {self.path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotations are for "
+                f"{self.width} x {self.height}; use the dataset's original files"
+            )
+        return pixels
 
 
 @dataclass(frozen=True)

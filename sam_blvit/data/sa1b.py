@@ -1,258 +1,193 @@
-"""Photographs and masks in SA-1B's layout, from its tar files or from a flat directory.
+"""SA-1B on disk: `sa_<id>.jpg` and `sa_<id>.json`, packed in tars, flat in a directory, or in two directories.
 
-An image is `sa_<id>.jpg` with `sa_<id>.json` beside it. Tars are read in place, through byte offsets
-found once. What an item is made of depends on (seed, epoch, image id) alone, so any number of
-processes draws the same.
+The one thing to know: `data` is looked through once, when a source is made. Tars are read in place, by byte offsets,
+and what an image is made of is one row of an array that all processes share.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import tarfile
+import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from sam_blvit.data.annotated import MAX_BAD_SHARE, Annotated
 from sam_blvit.data.images import UNREADABLE
+from sam_blvit.data.instances import Instance
+from sam_blvit.data.pairs import HALVES, WHOLE_FILE, Pairs, are_whole, pairs_of
+from sam_blvit.data.tar_index import indexed
+from sam_blvit.files import first_line
 
-MAX_BAD_SHARE = 0.001
-"""Above this share of incomplete pairs the data are taken to be damaged."""
-LARGEST_MASK = 0.9
-"""Masks that cover more of the image than this are not trained on (SAM, appendix A)."""
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-@dataclass(frozen=True)
-class Extent:
-    """Bytes of a file: all of a plain one, or a member of a tar."""
-
-    path: Path
-    offset: int = 0
-    size: int = -1
-
-    def read(self) -> bytes:
-        """The bytes."""
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+TAR = ".tar"
+IMAGES = "images"
+ANNOTATIONS = ("annotations", "masks")
+"""Names of the directory beside `images`: EdgeSAM's, and that of EfficientViT-SAM."""
+SPLITS = ("", "train", "val")
+NO_CATEGORY = 1
+"""SA-1B names none."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One photograph and its annotations."""
+class Place:
+    """Where pairs lie: a tar, or directories of photographs and of annotations, perhaps the same."""
 
-    image_id: int
-    image: Extent
-    annotations: Extent
+    images: Path
+    annotations: Path
+    name: str
+    """Of the tar or the directory of photographs, from `data`; empty for `data` itself."""
 
-
-def find_pairs(root: Path) -> list[Pair]:
-    """All pairs in the `.tar` files of `root`, or where it has none in `root` itself, by id.
-
-    Incomplete pairs are counted and said; ValueError above 1 in 1,000, or where there is nothing at all.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ValueError(f"data {root} is not a directory; it should hold SA-1B's .tar files or sa_*.jpg and sa_*.json")
-    tars = sorted(root.glob("*.tar"))
-    extents = [found for tar in tars for found in _tar_members(tar)] if tars else _flat_files(root)
-    if tars and (flat := len(_flat_files(root))):
-        warnings.warn(
-            f"data {root} holds {len(tars)} .tar files, so {flat} files beside them are left out", stacklevel=2
-        )
-    images, annotations = _by_id(extents, ".jpg"), _by_id(extents, ".json")
-    whole = images.keys() & annotations.keys()
-    incomplete = len(images.keys() | annotations.keys()) - len(whole)
-    if not whole:
-        raise ValueError(f"data {root} holds no pair of sa_<id>.jpg and sa_<id>.json, neither in .tar files nor flat")
-    if incomplete:
-        message = f"data {root}: {incomplete} of {len(whole) + incomplete} images or annotations lack the other half"
-        if incomplete > MAX_BAD_SHARE * len(whole):
-            raise ValueError(f"{message}, more than {MAX_BAD_SHARE:.1%}; is a tar cut short?")
-        warnings.warn(f"{message} and are left out", stacklevel=2)
-    return [Pair(i, images[i], annotations[i]) for i in sorted(whole)]
+    @property
+    def is_tar(self) -> bool:
+        """Whether both halves are packed in one file."""
+        return self.name.endswith(TAR)
 
 
-def read_ids(path: Path) -> list[int]:
-    """Image ids of a text file with one a line; ValueError names the first line that is none."""
-    ids = []
-    for number, line in enumerate(Path(path).read_text().split(), start=1):
-        if not line.isdigit():
-            raise ValueError(f"{path}: entry {number} is {line!r}, not an image id")
-        ids.append(int(line))
-    return ids
+class Sa1b:
+    """The complete pairs of SA-1B in a directory, by ascending image id (a `Source`)."""
 
+    annotations_sha256 = ""
 
-def _by_id(extents: list[tuple[str, Extent]], suffix: str) -> dict[int, Extent]:
-    found: dict[int, Extent] = {}
-    for name, extent in extents:
-        if name.endswith(suffix):
-            number = _image_id(name)
-            if number in found:
-                raise ValueError(f"{name} is both in {found[number].path} and in {extent.path}; remove one of them")
-            found[number] = extent
-    return found
+    def __init__(self, root: str | Path, *, tars: Sequence[str] | None = None) -> None:
+        """`tars`: names of those in `root` to look into, and nothing else. Default: all that `root` holds.
 
-
-def _tar_members(path: Path) -> list[tuple[str, Extent]]:
-    with path.open("rb") as file:
-        zipped = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    if zipped:
-        raise ValueError(f"{path} is gzip data under a .tar name; rename it to .gz and gunzip it first")
-    try:
-        with tarfile.open(path, "r:") as tar:
-            return [(Path(m.name).name, Extent(path, m.offset_data, m.size)) for m in tar if m.isfile()]
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no readable tar file ({error})") from error
-
-
-def _flat_files(root: Path) -> list[tuple[str, Extent]]:
-    return [(path.name, Extent(path)) for path in root.iterdir() if path.suffix in {".jpg", ".json"}]
-
-
-def _image_id(name: str) -> int:
-    digits = Path(name).stem.removeprefix("sa_")
-    if not digits.isdigit():
-        raise ValueError(f"{name} is not named sa_<id>.jpg or sa_<id>.json as in SA-1B")
-    return int(digits)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One photograph with n of its masks, resized for training."""
-
-    image_id: int
-    image: Tensor
-    """(3, h, w) uint8 RGB, longest side `image_size`."""
-    masks: Tensor
-    """(n, L, L) bool: masks in the padded square, at the resolution of the loss."""
-    boxes: Tensor
-    """(n, 4) float32 x0, y0, x1, y1 in pixels of `image`."""
-    valid: tuple[int, int]
-    """Height and width, in pixels of `masks`, that the photograph covers."""
-
-
-class Sa1bDataset(Dataset[Sample]):
-    """Training samples from `pairs`. `set_epoch` changes which masks, crops and flips are drawn."""
-
-    def __init__(
-        self,
-        pairs: list[Pair],
-        *,
-        image_size: int,
-        mask_side: int,
-        masks_per_image: int,
-        smallest_crop: float = 1.0,
-        flip: bool = False,
-        seed: int = 0,
-    ) -> None:
-        """`mask_side` (L): pixels along the square of a mask. `smallest_crop`: share of each side that a random
-        crop keeps at least; 1 crops nothing."""
-        self.pairs = pairs
-        self.image_size = image_size
-        self.mask_side = mask_side
-        self.masks_per_image = masks_per_image
-        self.smallest_crop = smallest_crop
-        self.flip = flip
-        self.seed = seed
+        Incomplete pairs are counted and said. ValueError, one line, above 1 in 1,000; where there is no pair at all;
+        where a tar cannot be read, a name is not SA-1B's, or an image is there twice.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise ValueError(
+                f"data {root} is not a directory; it should hold SA-1B's .tar files or sa_*.jpg and sa_*.json"
+            )
+        self.name = str(root)
+        self.places = _places(root) if tars is None else [_tar_place(root, name) for name in sorted(tars)]
+        self._pairs = _joined(self.places, root)
+        self.image_ids: NDArray[np.int64] = np.ascontiguousarray(self._pairs["image_id"])
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.image_ids)
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
-        """The sample at `place` (epoch, index); where an image has no usable mask, that of the next one that has."""
-        epoch, index = place
-        for step in range(len(self.pairs)):
-            pair = self.pairs[(index + step) % len(self.pairs)]
-            rng = np.random.default_rng([self.seed, epoch, pair.image_id])
-            sample = self._sample(pair, rng)
-            if sample is not None:
-                return sample
-        raise ValueError(f"none of {len(self.pairs)} images has a mask to train on")
+    def location(self, index: int) -> str:
+        """The name of the tar, or the path without suffix, from `data`."""
+        place = self.places[self._pairs["place"][index]]
+        return place.name if place.is_tar else os.path.join(place.name, f"sa_{self.image_ids[index]}")
 
-    def _sample(self, pair: Pair, rng: np.random.Generator) -> Sample | None:
-        image, annotations = read_pair(pair)
-        height, width = image.shape[:2]
-        window = _random_crop(height, width, self.smallest_crop, rng)
-        image = image[window]
-        usable = [a for a in annotations if 0 < a["area"] <= LARGEST_MASK * height * width]
-        chosen = rng.permutation(len(usable))[: self.masks_per_image]
-        flipped = self.flip and rng.random() < 0.5
-        if not len(chosen):
-            return None
-        decoded = coco_mask.decode([usable[i]["segmentation"] for i in chosen])[window]  # (h, w, n)
-        if flipped:
-            image, decoded = image[:, ::-1], decoded[:, ::-1]
-        scale = self.image_size / max(image.shape[:2])
-        size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
-        masks, valid = self._masks_in_square(decoded, size)
-        share = masks.sum(axis=(1, 2)) / (valid[0] * valid[1])  # of the crop, not of the photograph
-        seen = (share > 0) & (share <= LARGEST_MASK)
-        if not seen.any():
-            return None
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        resized = cv2.resize(np.ascontiguousarray(image), size[::-1], interpolation=interpolation)
-        boxes = np.stack([_box(decoded[..., i]) for i in np.flatnonzero(seen)]) * scale
-        return Sample(
-            image_id=pair.image_id,
-            image=torch.from_numpy(resized).permute(2, 0, 1).contiguous(),
-            masks=torch.from_numpy(masks[seen]),
-            boxes=torch.from_numpy(boxes.astype(np.float32)),
-            valid=valid,
+    def read(self, index: int) -> Annotated:
+        """The photograph and its objects; ValueError, one line, where either file is damaged."""
+        pair, image_id = self._pairs[index], int(self.image_ids[index])
+        place = self.places[pair["place"]]
+        files = [place.images, place.annotations]
+        if not place.is_tar:
+            files = [place.images / f"sa_{image_id}.jpg", place.annotations / f"sa_{image_id}.json"]
+        try:
+            with Image.open(io.BytesIO(_bytes(files[0], pair["image"]))) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            entries = json.loads(_bytes(files[1], pair["annotations"]))["annotations"]
+            instances = [_instance(entry, image_id, pixels.shape[:2]) for entry in entries]
+        except (*UNREADABLE, KeyError, TypeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+            raise ValueError(f"sa_{image_id} in {files[0]} is damaged ({reason})") from error
+        return Annotated(image_id, pixels, instances)
+
+
+def tar_names(root: str | Path) -> list[str]:
+    """Names of the .tar files in directory `root`, in order."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.name.endswith(TAR) and not entry.name.startswith("."))
+
+
+def _places(root: Path) -> list[Place]:
+    """Where under `root` the pairs are: its tars, else its directories, else itself."""
+    if tars := tar_names(root):
+        if beside := sum(name.endswith(tuple(HALVES)) for name in os.listdir(root)):
+            warnings.warn(
+                f"data {root} holds {len(tars)} {TAR} files, so {beside} files beside them are left out", stacklevel=2
+            )
+        return [_tar_place(root, name) for name in tars]
+    annotations = next((root / name for name in ANNOTATIONS if (root / name).is_dir()), None)
+    if annotations is None or not (root / IMAGES).is_dir():
+        return [Place(root, root, "")]
+    candidates = [
+        Place(root / IMAGES / split, annotations / split, os.path.join(IMAGES, split).rstrip("/")) for split in SPLITS
+    ]
+    return [place for place in candidates if place.images.is_dir() or place.annotations.is_dir()]
+
+
+def _tar_place(root: Path, name: str) -> Place:
+    return Place(root / name, root / name, name)
+
+
+def _joined(places: Sequence[Place], root: Path) -> Pairs:
+    """The complete pairs of all `places`, by ascending id."""
+    packed = places[0].is_tar
+    found = indexed([place.images for place in places]) if packed else [_listed(place) for place in places]
+    for number, pairs in enumerate(found):
+        pairs["place"] = number
+    pairs = np.concatenate(found)
+    pairs = pairs[np.argsort(pairs["image_id"], kind="stable")]
+    if len(twice := np.flatnonzero(pairs["image_id"][1:] == pairs["image_id"][:-1])):
+        one, other = (places[pairs["place"][row]].images for row in (twice[0], twice[0] + 1))
+        raise ValueError(f"sa_{pairs['image_id'][twice[0]]} is both in {one} and in {other}; remove one of them")
+    return _complete(pairs, root)
+
+
+def _complete(pairs: Pairs, root: Path) -> Pairs:
+    whole = are_whole(pairs)
+    incomplete = len(pairs) - int(whole.sum())
+    if incomplete == len(pairs):
+        raise ValueError(
+            f"data {root} holds no pair of sa_<id>.jpg and sa_<id>.json, neither in {TAR} files nor flat, nor in "
+            f"{IMAGES}/ and {ANNOTATIONS[0]}/; name the directory that does, and gunzip .gz files"
         )
-
-    def _masks_in_square(self, masks: NDArray[Any], size: tuple[int, ...]) -> tuple[NDArray[Any], tuple[int, int]]:
-        """`masks` (h, w, n) at loss resolution in the padded square (n, L, L), and the height and width they cover."""
-        side = self.mask_side
-        valid = tuple(max(1, round(length * side / self.image_size)) for length in size)
-        square = np.zeros((masks.shape[2], side, side), dtype=bool)
-        for i in range(masks.shape[2]):
-            small = cv2.resize(np.ascontiguousarray(masks[..., i]), valid[::-1], interpolation=cv2.INTER_NEAREST)
-            square[i, : valid[0], : valid[1]] = small
-        return square, (valid[0], valid[1])
+    if incomplete:
+        message = f"data {root}: {incomplete} of {len(pairs)} images or annotations lack the other half"
+        if incomplete > MAX_BAD_SHARE * len(pairs):
+            raise ValueError(f"{message}, more than {MAX_BAD_SHARE:.1%}; is a tar cut short, or a copy unfinished?")
+        warnings.warn(f"{message} and are left out", stacklevel=2)
+    return pairs[whole]
 
 
-def read_pair(pair: Pair) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """The photograph (H, W, 3) RGB and its annotations; ValueError names a damaged file."""
+def _listed(place: Place) -> Pairs:
+    """The pairs in the directories of `place`."""
+    names: list[str] = []
+    for directory in dict.fromkeys((place.images, place.annotations)):
+        if directory.is_dir():
+            names += os.listdir(directory)
     try:
-        image = np.asarray(Image.open(io.BytesIO(pair.image.read())).convert("RGB"))
-        annotations = json.loads(pair.annotations.read())["annotations"]
-        _check_annotations(annotations, image.shape[:2])
-    except (*UNREADABLE, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"sa_{pair.image_id} in {pair.image.path} is damaged ({reason})") from error
-    return image, annotations
+        return pairs_of((name, 0, WHOLE_FILE) for name in names)
+    except ValueError as error:
+        raise ValueError(f"{place.images}: {error}") from error
 
 
-def _check_annotations(annotations: list[dict[str, Any]], size: tuple[int, ...]) -> None:
-    for annotation in annotations:
-        runs = annotation["segmentation"]
-        if not isinstance(runs, dict) or not isinstance(runs.get("counts"), str):
-            raise ValueError(f"annotation {annotation['id']} holds no compressed run lengths, as SA-1B's do")
-        if tuple(runs["size"]) != tuple(size) or annotation["area"] < 0:
-            raise ValueError(f"annotation {annotation['id']} is {runs['size']} pixels, the photograph {list(size)}")
+def _bytes(path: Path, extent: NDArray[np.int64]) -> bytes:
+    offset, size = extent.tolist()
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
 
 
-def _random_crop(height: int, width: int, smallest: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    share = rng.uniform(smallest, 1)
-    sides = [max(1, round(length * share)) for length in (height, width)]
-    starts = [rng.integers(0, length - side + 1) for length, side in zip((height, width), sides, strict=True)]
-    rows, cols = (slice(start, start + side) for start, side in zip(starts, sides, strict=True))
-    return rows, cols
-
-
-def _box(mask: NDArray[Any]) -> NDArray[np.float64]:
-    """Tightest x0, y0, x1, y1 around `mask` (h, w)."""
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1], dtype=np.float64)
+def _instance(entry: dict[str, Any], image_id: int, size: tuple[int, ...]) -> Instance:
+    runs, area = entry["segmentation"], float(entry["area"])
+    if not isinstance(runs, dict) or not isinstance(runs.get("counts"), str):
+        raise ValueError(f"annotation {entry['id']} holds no compressed run lengths, as SA-1B's do")
+    if tuple(runs["size"]) != tuple(size):
+        raise ValueError(f"annotation {entry['id']} is {runs['size']} pixels, the photograph {list(size)}")
+    if not area >= 0:
+        raise ValueError(f"annotation {entry['id']} has an area of {area} pixels")
+    x, y, width, height = entry["bbox"]
+    return Instance(
+        ann_id=int(entry["id"]),
+        image_id=image_id,
+        category_id=NO_CATEGORY,
+        area=area,
+        box=(x, y, width, height),
+        crowd=False,
+        segmentation=runs,
+    )

@@ -8,16 +8,35 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam_blvit.data.images import read_image
-from sam_blvit.data.instances import ImageFile, Instance
+from sam_blvit.data.instances import Instance
 from sam_blvit.data.prefetch import prefetched
 from sam_blvit.data.prompts import corners
 from sam_blvit.evaluate.perturb import CLEAN, Perturbation
 from sam_blvit.predictor import Resize
+
+
+class Measurable(Protocol):
+    """A photograph that objects are annotated on, wherever it lies."""
+
+    @property
+    def image_id(self) -> int:
+        """What its annotations call it."""
+
+    @property
+    def height(self) -> int:
+        """Pixels, as annotated."""
+
+    @property
+    def width(self) -> int:
+        """Pixels, as annotated."""
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The photograph (H, W, 3) RGB; ValueError, one line, if it cannot be read or has not the annotated size."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Truth:
 class Photograph:
     """One photograph, ready to be embedded."""
 
-    image: ImageFile
+    image: Measurable
     resized: NDArray[np.uint8]
     """(h, w, 3) as the encoder takes it."""
     unperturbed: NDArray[np.uint8]
@@ -51,7 +70,7 @@ class Photograph:
 
 
 def photographs(
-    images: Sequence[ImageFile],
+    images: Sequence[Measurable],
     instances: Mapping[int, Sequence[Instance]],
     *,
     side: int,
@@ -60,8 +79,8 @@ def photographs(
     """Each of `images` with its `instances` (by image id), the longest side resized to `side` pixels."""
     resize = Resize(side)
 
-    def load(image: ImageFile) -> Photograph:
-        pixels = read_pixels(image)
+    def load(image: Measurable) -> Photograph:
+        pixels = image.pixels()
         truths = [truth_of(a, image, perturbation) for a in instances.get(image.image_id, ())]
         unperturbed = resize.apply_image(pixels)
         clean = perturbation is CLEAN
@@ -76,17 +95,6 @@ def photographs(
     return prefetched(load, images)
 
 
-def read_pixels(image: ImageFile) -> NDArray[np.uint8]:
-    """The photograph's pixels (H, W, 3); ValueError if they are not of the size that was annotated."""
-    pixels = read_image(image.path)
-    if pixels.shape[:2] != (image.height, image.width):
-        raise ValueError(
-            f"image {image.path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotations are for "
-            f"{image.width} x {image.height}; use the dataset's original files"
-        )
-    return pixels
-
-
 def by_image(instances: Iterable[Instance]) -> dict[int, list[Instance]]:
     """Instances by the id of their image, in the order given."""
     groups: dict[int, list[Instance]] = defaultdict(list)
@@ -95,7 +103,7 @@ def by_image(instances: Iterable[Instance]) -> dict[int, list[Instance]]:
     return dict(groups)
 
 
-def truth_of(instance: Instance, image: ImageFile, perturbation: Perturbation) -> Truth:
+def truth_of(instance: Instance, image: Measurable, perturbation: Perturbation) -> Truth:
     """`instance` where `perturbation` left it, perhaps without a pixel."""
     mask, box = instance.mask(image.height, image.width), corners(instance.box)
     if perturbation.shift:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from sam_blvit.config import MODELS, EvaluationConfig
 from sam_blvit.files import file_sha256
 from sam_blvit.measure.flops import G, sam_macs
 from sam_blvit.measure.latency import processor
+from sam_blvit.measure.revision import git_revision
 from sam_blvit.model.sam import Sam
-
-SHORT_REVISION = 12
 
 
 def provenance(config: EvaluationConfig, sam: OriginalSam) -> dict[str, Any]:
@@ -65,18 +63,6 @@ def gmacs(sam: OriginalSam) -> dict[str, float] | None:
 def file_identity(path: Path) -> dict[str, str]:
     """A file's name and hash."""
     return {"file": path.name, "sha256": file_sha256(path)}
-
-
-def git_revision() -> str | None:
-    """The commit that this package is checked out at, with -dirty where files differ from it; None outside git."""
-    root = Path(__file__).parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", f"--abbrev={SHORT_REVISION}"]
-    if not (root / ".git").exists():
-        return None  # installed: a repository around it would be somebody else's
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _weights_identity(config: EvaluationConfig, sam: OriginalSam) -> dict[str, str | None]:

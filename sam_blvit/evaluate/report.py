@@ -1,34 +1,27 @@
 """Evaluation runs joined into one table on screen and one page, report.html, for a person to judge them by.
 
-A run is a directory with a summary.json. Numbers compare only where the same was measured; where it was not, the page
-says so instead of refusing.
+Numbers compare only where the same was measured; where it was not, the page says so instead of refusing.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-import os
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from sam_blvit.config import ReportConfig
 from sam_blvit.evaluate.ap import SHOWN
 from sam_blvit.evaluate.charts import SIZE_COLOURS, Point, cost_chart, keep_chart, reliability_chart, size_chart
-from sam_blvit.evaluate.statistics import RESAMPLES, Comparison, Rows, compare, duplicate, reliability
-from sam_blvit.evaluate.summary import PROMPTS, SUMMARY, markdown, read_rows
+from sam_blvit.evaluate.runs import NOTHING, Run, instances_of, read_json, read_runs, text
+from sam_blvit.evaluate.statistics import RESAMPLES, Comparison, Rows, compare, reliability
+from sam_blvit.evaluate.summary import PROMPTS, markdown
 from sam_blvit.files import write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-NOTHING = "-"
-"""A cell without a value."""
 ON_SCREEN = ("#", "run", "model", "keep ratio", "protocol", "perturbation", "objects", *PROMPTS, "AP", "MACs", "ms")
 RESULTS = ("#", "run", *PROMPTS, *SIZE_COLOURS, *(f"boundary {prompt}" for prompt in PROMPTS), *SHOWN)
 SETTINGS: tuple[str, ...] = ("#", "run", "model", "keep ratio", "image size", "checkpoint", "protocol", "mean over")
@@ -41,84 +34,12 @@ COST_AXES = {
     "milliseconds.encoder": "encoder, milliseconds",
 }
 """What mIoU is drawn against."""
-COLUMNS_USED = ("seed", "ann_id", "image_id", "area", "npix", *(f"{k}_{p}" for p in PROMPTS for k in ("iou", "piou")))
 Cells = Mapping[str, str]
 """What a line of a table says, by column."""
 Table = tuple[list[str], list[list[str]]]
 """The columns and the lines."""
 Picture = tuple[str, str]
 """A data URI, and the words for it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One measurement."""
-
-    number: int
-    """What stands for it on charts, from 1."""
-    name: str
-    """Its directory, as far as it differs from the others'."""
-    directory: Path
-    summary: Any
-    """What summary.json holds."""
-
-    def value(self, path: str) -> Any:
-        """What the summary has under `path`, nested names joined by dots; None if that or what it is in is null."""
-        value = self.summary
-        for name in path.split("."):
-            if not isinstance(value, dict) or name not in value:
-                raise ValueError(f"{self.directory / SUMMARY} lacks {path}; measure that run again, or leave it out")
-            if (value := value[name]) is None:
-                break
-        return value
-
-    def quantity(self, path: str) -> float | None:
-        """The number under `path`, or None."""
-        if isinstance(value := self.value(path), float | int | None):
-            return value
-        raise ValueError(f"{self.directory / SUMMARY}: {path}={value!r} is no number; measure that run again")
-
-    def text(self, path: str, form: str = "") -> str:
-        """What is under `path`, for people; with a `form` it has to be a number."""
-        return _text(self.quantity(path) if form else self.value(path), form)
-
-    def file(self, path: str) -> str:
-        """Name and first digits of the hash of the file that `path` identifies, or the word that is there instead."""
-        if isinstance(word := self.value(path), str):
-            return word
-        return f"{self.text(f'{path}.file')} {self.text(f'{path}.sha256')[:8]}"
-
-    @property
-    def task(self) -> str:
-        """miou or ap."""
-        if (task := self.value("task")) not in ("miou", "ap"):
-            raise ValueError(f"{self.directory / SUMMARY}: task={task!r} is not one of miou, ap")
-        return str(task)
-
-    @property
-    def miou(self) -> dict[str, float | None]:
-        """The headline by prompt: the mean that the run's protocol asks for, percent."""
-        average = self.value("protocol.average")
-        return {prompt: self.quantity(f"miou.{average}.{prompt}") for prompt in PROMPTS}
-
-    @property
-    def conditions(self) -> dict[str, str]:
-        """What must agree for numbers to compare."""
-        asked = {"annotations": self.text("annotations.sha256")[:8], "subset": self.text("subset")}
-        if self.task == "ap":
-            asked["boxes"] = self.file("boxes")
-            return asked | {name: self.text(name) for name in ("judge", "select", "refine")}
-        asked |= {"seeds": self.text("seeds.seeds"), "crowds measured": self.text("include_crowd")}
-        rules = {
-            name: str(value) for name, value in self.value("protocol").items() if name not in ("subset", "overridden")
-        }
-        return asked | {f"protocol {name}": value for name, value in rules.items()}
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """All that tells this run from others."""
-        paths = ("task", "model", "checkpoint.sha256", "image_size", "keep_ratio", "perturbation")
-        return self.conditions | {path: self.text(path) for path in paths}
 
 
 def report(config: ReportConfig) -> Path:
@@ -130,32 +51,6 @@ def report(config: ReportConfig) -> Path:
     print(markdown(*_table(map(_cells, runs), ON_SCREEN)))
     print(*(f"not comparable: {difference}" for difference in _differences(runs)), path, sep="\n")
     return path
-
-
-def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """Every run in or below `directories`, in their order, each once. ValueError, one line."""
-    found: dict[Path, None] = {}
-    for directory in directories:
-        if not directory.is_dir():
-            raise ValueError(f"{directory} is not a directory; name the output of eval/run_lvis.py")
-        below = sorted(path.parent for path in directory.resolve().rglob(SUMMARY) if _is_run(path))
-        if not below:
-            warnings.warn(f"{directory} is left out: no run's {SUMMARY} in or below it", stacklevel=2)
-        found |= dict.fromkeys(below)
-    if not found:
-        raise ValueError("no directory that is named holds a run; name the output of eval/run_lvis.py")
-    root = Path(os.path.commonpath(found))
-    root = root.parent if root in found else root
-    return [
-        Run(number=number, name=str(path.relative_to(root)), directory=path, summary=_json(path / SUMMARY))
-        for number, path in enumerate(found, start=1)
-    ]
-
-
-def _is_run(path: Path) -> bool:
-    """Whether a summary is of a run that the page shows; a calibration's own are not."""
-    summary = _json(path)
-    return not (isinstance(summary, dict) and summary.get("task") == "calibration")
 
 
 def page_about(runs: Sequence[Run]) -> str:
@@ -217,14 +112,8 @@ def _cells(run: Run) -> Cells:
 
 
 def _with_spread(run: Run, prompt: str) -> str:
-    mean, spread = _text(run.miou[prompt], ".1f"), run.text(f"seeds.std.{prompt}", ".1f")
+    mean, spread = text(run.miou[prompt], ".1f"), run.text(f"seeds.std.{prompt}", ".1f")
     return mean if spread == NOTHING else f"{mean} ± {spread}"
-
-
-def _text(value: Any, form: str) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return NOTHING if value is None else format(value, form)
 
 
 def _table(lines: Iterable[Cells], names: Iterable[str] = ()) -> Table:
@@ -311,7 +200,7 @@ def _change(run: Run, clean: Run) -> Cells:
         "run": run.name,
         "perturbation": run.text("perturbation"),
         "against": f"#{clean.number}",
-        **{prompt: _text(change, "+.1f") for prompt, change in changes.items()},
+        **{prompt: text(change, "+.1f") for prompt, change in changes.items()},
         **{f"kept, {'mean' if of == 'mean' else f'layer {of}'}": run.text(f"primary_kept.{of}", ".1f") for of in kept},
     }
 
@@ -325,7 +214,7 @@ def _of_instances(runs: Sequence[Run]) -> dict[str, Any]:
     charts, errors, comparisons = [], [], []
     baseline: Rows = {}
     for run in runs:
-        rows, named = _instances(run.directory), {"#": f"{run.number}", "run": run.name}
+        rows, named = instances_of(run.directory), {"#": f"{run.number}", "run": run.name}
         curves = {p: reliability(rows[f"piou_{p}"], rows[f"iou_{p}"]) for p in PROMPTS}
         words = f"True against predicted IoU of run {run.name}; the calibration errors are in the table"
         charts.append((_svg(reliability_chart(curves, title=f"{run.number} {run.name}")), words))
@@ -346,22 +235,10 @@ def _compared(comparison: Comparison) -> Cells:
     }
 
 
-def _instances(directory: Path) -> Rows:
-    """The columns in use of a run's table of instances. ValueError if a number is missing or an object there twice."""
-    rows = read_rows(directory)
-    for name in COLUMNS_USED:
-        if (bad := ~np.isfinite(rows[name])).any():
-            ann_id, value = rows["ann_id"][bad][0], rows[name][bad][0]
-            raise ValueError(f"run {directory}: object {ann_id} has {name}={value}; measure it again")
-    if twice := duplicate(rows):
-        raise ValueError(f"run {directory}: object {twice[1]} is there twice for seed {twice[0]}; measure it again")
-    return {name: rows[name] for name in COLUMNS_USED}
-
-
 def _worst(directory: Path) -> list[Picture]:
     """The pictures of a run's worst objects; none if it has none."""
     path = directory / "worst" / "worst.json"
-    entries = _json(path) if path.is_file() else []
+    entries = read_json(path) if path.is_file() else []
     try:
         return [_picture(path.parent, entry) for entry in entries]
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -374,13 +251,6 @@ def _picture(directory: Path, entry: Mapping[str, Any]) -> Picture:
     scores = f"IoU {entry['iou_box']:.1f}, predicted {entry['piou_box']:.1f}"
     ids = f"object {entry['ann_id']} of photograph {entry['image_id']}, category {entry['category_id']}"
     return _uri(content, "image/jpeg"), f"{scores}: {ids}"
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); measure that run again, or leave it out") from error
 
 
 def _svg(text: str) -> str:

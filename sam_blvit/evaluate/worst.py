@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from sam_blvit.data.instances import ImageFile, Instance
 from sam_blvit.drawing import draw_errors
 from sam_blvit.evaluate.perturb import Perturbation
-from sam_blvit.evaluate.photographs import Truth, read_pixels, truth_of
+from sam_blvit.evaluate.photographs import Truth, truth_of
 from sam_blvit.files import write_atomically, write_json
 
 WORST = 20
@@ -92,7 +92,7 @@ def _picture(
         return np.array(Image.fromarray(pixels[rows, cols].astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
 
     origin = np.array([cols.start, rows.start, cols.start, rows.start])
-    photograph = cut(perturbation.image(read_pixels(image)))
+    photograph = cut(perturbation.image(image.pixels()))
     return draw_errors(photograph, cut(mask), cut(truth.mask), box=(np.array(truth.box) - origin) * scale)
 
 

@@ -83,26 +83,26 @@ class Block(nn.Module):
             self.gamma_attn = nn.Parameter(torch.full((1,), GAMMA_INIT))
             self.gamma_mlp = nn.Parameter(torch.full((1,), GAMMA_INIT))
 
-    def forward(self, x: Tensor, scope: Scope) -> Tensor:
-        """Update every token of `x` (B, N, C) with the performance block, as SAM does."""
-        x = x + scope.leave(self.attn(scope.enter(self.norm1(x)), scope.grid))
-        return x + self.mlp(self.norm2(x))
+    def forward(
+        self, x: Tensor, scope: Scope, *, dense: bool, routing: Routing | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Update the tokens of `x` (B, N, C).
 
-    def route(self, x: Tensor, scope: Scope, routing: Routing | None) -> Tensor:
-        """Update primary tokens of `x` (B, N, C) with both blocks, the others with the efficiency block.
-
-        `routing` None means that no token is primary (keep ratio 0). Paper, Algorithm 1.
+        `dense`: all of them with the performance block, as SAM does. Otherwise the primary tokens of `routing` with
+        both blocks and the others with the efficiency block (paper, Algorithm 1); None: no token is primary (keep
+        ratio 0). `scale` (B, 2): factors on each image's update by attention and by the feed-forward half.
+        One method for both, as FSDP2 gathers a layer's parameters when the layer is called and at no other time.
         """
+        by_attn, by_mlp = (None, None) if scale is None else scale[..., None, None].unbind(1)  # (B, 1, 1) each
+        if dense:
+            x = x + _times(scope.leave(self.attn(scope.enter(self.norm1(x)), scope.grid)), by_attn)
+            return x + _times(self.mlp(self.norm2(x)), by_mlp)
         e = self.little.attention_update(x, scope) if self.little is not None else None
-        p = (
-            None
-            if routing is None
-            else self._scaled(self._primary_attention(x, scope, routing), routing, self.alpha_attn)
-        )
-        x = self._fused(x, p, e, routing, "gamma_attn")
+        p = None if routing is None else self._primary_attention(x, scope, routing)
+        x = self._fused(x, p, e, routing, "attn", by_attn)
         e = self.little.mlp_update(x) if self.little is not None else None
-        p = None if routing is None else self._scaled(self._primary_mlp(x, routing), routing, self.alpha_mlp)
-        return self._fused(x, p, e, routing, "gamma_mlp")
+        p = None if routing is None else self._primary_mlp(x, routing)
+        return self._fused(x, p, e, routing, "mlp", by_mlp)
 
     def _primary_attention(self, x: Tensor, scope: Scope, routing: Routing) -> Tensor:
         """Semi-cross attention: primary tokens ask, all tokens answer. (B, P, C)."""
@@ -112,16 +112,27 @@ class Block(nn.Module):
     def _primary_mlp(self, x: Tensor, routing: Routing) -> Tensor:
         return self.mlp(self.norm2(take_tokens(x, routing.tokens)))  # (B, P, C)
 
-    @staticmethod
-    def _scaled(update: Tensor, routing: Routing, alpha: Tensor) -> Tensor:
-        """(alpha * s + 1) * update in float32, 0 for fillers: where the router gets its gradient."""
-        gate = alpha * routing.scores + 1
-        return update * (gate if routing.filled is None else gate * routing.filled)
-
-    def _fused(self, x: Tensor, p: Tensor | None, e: Tensor | None, routing: Routing | None, gamma: str) -> Tensor:
-        """x + fuse(p, e): p + gamma * e for a primary token, e for any other."""
+    def _fused(
+        self,
+        x: Tensor,
+        p: Tensor | None,
+        e: Tensor | None,
+        routing: Routing | None,
+        half: str,
+        factor: Tensor | None,
+    ) -> Tensor:
+        """x + factor * fuse(p, e): (alpha * s + 1) * p + gamma * e for a primary token, e for any other."""
         if e is not None:
             if routing is not None:
-                e = e * torch.where(routing.primary > 0, getattr(self, gamma), 1.0)
-            x = x + e
-        return x if p is None or routing is None else add_tokens(x, routing.tokens, p)
+                e = e * torch.where(routing.primary > 0, getattr(self, f"gamma_{half}"), 1.0)
+            x = x + _times(e, factor)
+        if p is None or routing is None:
+            return x
+        # alpha in float32, and 0 for fillers: where the router gets its gradient
+        gate = getattr(self, f"alpha_{half}") * routing.scores + 1
+        p = p * (gate if routing.filled is None else gate * routing.filled)
+        return add_tokens(x, routing.tokens, _times(p, factor))
+
+
+def _times(update: Tensor, factor: Tensor | None) -> Tensor:
+    return update if factor is None else update * factor

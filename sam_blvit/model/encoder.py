@@ -6,14 +6,17 @@ Shapes:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.image_encoder import PatchEmbed
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sam_blvit.config import EMBEDDING_CHANNELS, PATCH_SIZE, ModelConfig, check_keep_ratio
 from sam_blvit.model.blocks import Block, LittleBlock
@@ -30,6 +33,8 @@ class Tokens:
     layout: WindowLayout
     logits: dict[int, Tensor]
     """Router logits (B, N) by the layer they follow, of layers already run."""
+    features: dict[int, Tensor]
+    """Outputs (B, Gh, Gw, C) asked for, of layers already run."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class Encoding:
     """(B, 256, G, G) float32, what SAM's mask decoder reads."""
     routings: dict[int, Routing]
     """The choice of each router that ran, by the layer it follows (from 1)."""
+    logits: dict[int, Tensor]
+    """(B, N) window-major, what each choice was made by."""
+    features: dict[int, Tensor]
+    """(B, Gh, Gw, C) tokens after each layer that was asked for."""
     layout: WindowLayout
     """How the tokens of a routing lie."""
 
@@ -73,6 +82,8 @@ class ImageEncoder(nn.Module):
         )
         if config.routed:
             self.outside = nn.Parameter(torch.zeros(EMBEDDING_CHANNELS))
+        self.checkpoint_layers = False
+        """Whether training keeps only the layers' inputs and computes the rest of them again for the gradient."""
         self._keep_ratio = check_keep_ratio(config.keep_ratio) if config.routed else 1.0
         self._init_weights()
 
@@ -107,56 +118,84 @@ class ImageEncoder(nn.Module):
         """
         return self.encode(images).embedding
 
-    def encode(self, images: Tensor) -> Encoding:
-        """As `forward`, with what the routers chose."""
-        return self.finish(self.begin(images))
+    def encode(
+        self, images: Tensor, *, branch_scale: Tensor | None = None, features_of: Collection[int] = ()
+    ) -> Encoding:
+        """As `forward`, with what the routers chose, and the tokens after the layers `features_of` (from 1).
 
-    def begin(self, images: Tensor) -> Tokens:
+        `branch_scale` (B, layers, 2): factors on each image's attention and feed-forward update in each layer, 0 or
+        1 / (1 - p) for drop path. ValueError if it has another shape, or if there is no such layer.
+        """
+        tokens = self.begin(images, branch_scale=branch_scale, features_of=features_of)
+        return self.finish(tokens, branch_scale=branch_scale, features_of=features_of)
+
+    def begin(self, images: Tensor, *, branch_scale: Tensor | None = None, features_of: Collection[int] = ()) -> Tokens:
         """The part that no keep ratio changes: patches, positions and the layers before the first routed one."""
         self._check_size(images)
+        self._check_asked(len(images), branch_scale, features_of)
         logits: dict[int, Tensor] = {}
+        features: dict[int, Tensor] = {}
         with self._precision(images.device):
             x = self.patch_embed(images).float()  # (B, Gh, Gw, C)
             layout = WindowLayout((x.shape[1], x.shape[2]), self.config.window, x.device)
             x = layout.by_window(x + self.pos_embed[:, : x.shape[1], : x.shape[2]])
             scopes = _scopes(layout, x.device)
             for layer in range(1, self._first_routed):
-                x = self._layer(layer)(x, scopes[layer in self.config.global_layers])
+                x = self._run(layer, x, scopes, dense=True, branch_scale=branch_scale)
+                if layer in features_of:
+                    features[layer] = layout.by_raster(x)
                 if layer in self.config.routers_after:
                     logits[layer] = self._router(layer)(x)
-        return Tokens(x=x, layout=layout, logits=logits)
+        return Tokens(x=x, layout=layout, logits=logits, features=features)
 
-    def finish(self, tokens: Tokens) -> Encoding:
+    def finish(
+        self, tokens: Tokens, *, branch_scale: Tensor | None = None, features_of: Collection[int] = ()
+    ) -> Encoding:
         """The routed layers at the current keep ratio, and the neck."""
-        layout = tokens.layout
-        num_primary = 0 if self.keep_ratio >= 1 else self.num_primary(layout)
+        x, layout = tokens.x, tokens.layout
+        dense = self.keep_ratio >= 1
+        num_primary = 0 if dense else self.num_primary(layout)
         routings: dict[int, Routing] = {}
-        with self._precision(tokens.x.device):
-            x = self._routed_layers(tokens, num_primary, routings)
+        logits: dict[int, Tensor] = {}
+        features = dict(tokens.features)
+        scopes = _scopes(layout, x.device)
+        with self._precision(x.device):
+            for layer in range(self._first_routed, self.config.layers + 1):
+                scored = max(after for after in self.config.routers_after if after < layer)
+                if num_primary and scored not in routings:
+                    logits[scored] = tokens.logits[scored] if scored in tokens.logits else self._router(scored)(x)
+                    routings[scored] = choose(
+                        logits[scored], layout=layout, num_primary=num_primary, kind=self.config.router_scores
+                    )
+                x = self._run(layer, x, scopes, dense=dense, routing=routings.get(scored), branch_scale=branch_scale)
+                if layer in features_of:
+                    features[layer] = layout.by_raster(x)
             embedding = self.neck(layout.by_raster(x).permute(0, 3, 1, 2)).float()
-        return Encoding(embedding=self._on_canvas(embedding), routings=routings, layout=layout)
+        return Encoding(
+            embedding=self._on_canvas(embedding), routings=routings, logits=logits, features=features, layout=layout
+        )
 
     def num_primary(self, layout: WindowLayout) -> int:
         """K, primary tokens of each window, at the current keep ratio."""
         return round(self.keep_ratio * layout.num_tokens / layout.num_windows)
 
-    def _routed_layers(self, tokens: Tokens, num_primary: int, routings: dict[int, Routing]) -> Tensor:
-        """Tokens after the last layer (B, N, C); what routers choose is added to `routings`."""
-        x, layout = tokens.x, tokens.layout
-        scopes = _scopes(layout, x.device)
-        routing: Routing | None = None
-        for layer in range(self._first_routed, self.config.layers + 1):
-            block, scope = self._layer(layer), scopes[layer in self.config.global_layers]
-            if self.keep_ratio >= 1:
-                x = block(x, scope)
-                continue
-            scored = max(after for after in self.config.routers_after if after < layer)
-            if num_primary and scored not in routings:
-                logits = tokens.logits[scored] if scored in tokens.logits else self._router(scored)(x)
-                routing = choose(logits, layout=layout, num_primary=num_primary)
-                routings[scored] = routing
-            x = block.route(x, scope, routing)
-        return x
+    def _run(
+        self,
+        layer: int,
+        x: Tensor,
+        scopes: dict[bool, Scope],
+        *,
+        dense: bool,
+        routing: Routing | None = None,
+        branch_scale: Tensor | None,
+    ) -> Tensor:
+        """Tokens after `layer`, of `x` (B, N, C) before it."""
+        block, scope = self.blocks[layer - 1], scopes[layer in self.config.global_layers]
+        scale = None if branch_scale is None else branch_scale[:, layer - 1]
+        call: Callable[..., Tensor] = block
+        if self.checkpoint_layers and self.training and torch.is_grad_enabled():  # nothing in a layer is random
+            call = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+        return call(x, scope, dense=dense, routing=routing, scale=scale)
 
     @property
     def _first_routed(self) -> int:
@@ -188,6 +227,13 @@ class ImageEncoder(nn.Module):
         if self.config.compute_dtype == "float32":
             return nullcontext()
         return torch.autocast(device.type, dtype=getattr(torch, self.config.compute_dtype))
+
+    def _check_asked(self, images: int, branch_scale: Tensor | None, features_of: Collection[int]) -> None:
+        layers = self.config.layers
+        if branch_scale is not None and branch_scale.shape != (images, layers, 2):
+            raise ValueError(f"branch_scale of shape {tuple(branch_scale.shape)} is not one of ({images}, {layers}, 2)")
+        if beyond := [layer for layer in features_of if not 1 <= layer <= layers]:
+            raise ValueError(f"features_of names layer {beyond[0]}; {self.config.name} has layers 1 to {layers}")
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]

@@ -25,7 +25,7 @@ class Routing:
     tokens: Tensor
     """(B, M * K) place of each primary token among the N window-major tokens."""
     scores: Tensor
-    """(B, M * K, 1) float32, mean 1 over a window; 0 for a filler."""
+    """(B, M * K, 1) float32, mean 1 over a window (or, of two classes, at the start); 0 for a filler."""
     filled: Tensor | None
     """(B, M * K, 1) 1 for a token, 0 for a filler in a border window with fewer than K tokens. None: no fillers."""
     primary: Tensor
@@ -41,7 +41,7 @@ class TokenRouter(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.score = nn.Linear(dim, 1, bias=False)  # softmax over a window would cancel a bias
+        self.score = nn.Linear(dim, 1, bias=False)  # no choice hangs on one, and softmax over a window cancels it
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, N) in float32 of tokens `x` (B, N, C)."""
@@ -49,11 +49,14 @@ class TokenRouter(nn.Module):
             return F.linear(x.float(), self.score.weight.float()).squeeze(-1)
 
 
-def choose(logits: Tensor, *, layout: WindowLayout, num_primary: int) -> Routing:
+def choose(logits: Tensor, *, layout: WindowLayout, num_primary: int, kind: str = "window") -> Routing:
     """The `num_primary` best tokens of each window by `logits` (B, N); of equals the first wins.
 
-    A token's score is s = S * softmax over its window, mean 1: with a learnable alpha these are the
-    paper's functions, but neither gradients nor `1 + alpha * s` in bf16 shrink with the window.
+    The paper does not say what its softmax runs over. `kind` window: the tokens of a window, and a score is
+    s = S * softmax, mean 1: with a learnable alpha these are the paper's functions, but neither gradients nor
+    `1 + alpha * s` in bf16 shrink with the window. two_class: primary or not, of each token on its own. Only the
+    difference of the two logits counts there, and one row of weights gives it: softmax is then its sigmoid. A score
+    is twice that, so that it starts at mean 1 too.
     """
     tokens_of_window: Tensor | int = layout.slots
     if layout.padded:
@@ -61,7 +64,7 @@ def choose(logits: Tensor, *, layout: WindowLayout, num_primary: int) -> Routing
         logits = empty.index_copy(1, layout.slot_of_token, logits)
         tokens_of_window = layout.real.sum(-1, keepdim=True)  # (M, 1)
     logits = logits.unflatten(1, (layout.num_windows, layout.slots))  # (B, M, S)
-    scores = logits.softmax(-1) * tokens_of_window
+    scores = 2 * logits.sigmoid() if kind == "two_class" else logits.softmax(-1) * tokens_of_window
     best = logits.argsort(dim=-1, descending=True, stable=True)[..., :num_primary]
     slots = best.sort(dim=-1).values  # ascending: neighbours stay neighbours in memory
     tokens = layout.tokens_of(slots)

@@ -6,7 +6,7 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
 from sam_blvit.config import ModelConfig
-from sam_blvit.model.encoder import ImageEncoder
+from sam_blvit.model.encoder import Encoding, ImageEncoder
 
 
 class Sam(OriginalSam):
@@ -46,6 +46,38 @@ class Sam(OriginalSam):
         sizes = [self.image_encoder.padded_size(*image.shape[-2:]) for image in images]
         size = (max(height for height, _ in sizes), max(width for _, width in sizes))
         return self.image_encoder(torch.stack([self._padded(image, size) for image in images]))
+
+    def encode_by_shape(
+        self,
+        images: Sequence[Tensor],
+        *,
+        branch_scale: Tensor | None = None,
+        features_of: Collection[int] = (),
+        one_shape: bool = False,
+    ) -> list[tuple[list[int], Encoding]]:
+        """Encode resized `images`, each (3, h, w) with pixels 0 to 255, in its own padded size: so that no image's
+        embedding depends on the others of a batch.
+
+        Returns, for each padded size there is, the places of its images in `images` and their encoding.
+        `branch_scale` (B, layers, 2) and `features_of` are `ImageEncoder.encode`'s. `one_shape`: all are padded to
+        SAM's square instead and come in one group, as every process must call FSDP2's layers equally often.
+        """
+        side = self.image_encoder.img_size
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, image in enumerate(images):
+            size = (side, side) if one_shape else self.image_encoder.padded_size(*image.shape[-2:])
+            groups.setdefault(size, []).append(place)
+        return [
+            (
+                places,
+                self.image_encoder.encode(
+                    torch.stack([self._padded(images[place], size) for place in places]),
+                    branch_scale=None if branch_scale is None else branch_scale[places],
+                    features_of=features_of,
+                ),
+            )
+            for size, places in groups.items()
+        ]
 
     @torch.no_grad()
     def forward(self, batched_input: list[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:

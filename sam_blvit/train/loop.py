@@ -2,197 +2,224 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Iterator
-from contextlib import nullcontext
-from pathlib import Path
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from sam_blvit.checkpoint import build_from_registry, read_metadata, save_sam
-from sam_blvit.config import FinetuneConfig, model_config
-from sam_blvit.data.sa1b import Sa1bDataset, Sample, find_pairs, read_ids
-from sam_blvit.distributed import pick_device
-from sam_blvit.files import file_sha256, write_atomically
-from sam_blvit.model.build import build_sam
+from sam_blvit.adapter import BASE_KEY, save_adapter
+from sam_blvit.checkpoint import save_sam
+from sam_blvit.config import FinetuneConfig
+from sam_blvit.data.samples import Sample
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.objective import training_loss
-from sam_blvit.train.optim import parameter_groups, schedule
+from sam_blvit.train.accidents import count_bad_step, count_damaged
+from sam_blvit.train.identity import run_identity, run_origin
+from sam_blvit.train.interrupt import REQUEUE, Interrupt
+from sam_blvit.train.log import Log
+from sam_blvit.train.optim import schedule, set_rates
+from sam_blvit.train.order import Batch
+from sam_blvit.train.parallel import whole
+from sam_blvit.train.pictures import draw_step
+from sam_blvit.train.setup import Training
+from sam_blvit.train.state import Checkpoints, Progress, changed
+from sam_blvit.train.step import StepResult
+from sam_blvit.train.teacher import TEACHER_KEY
 
-STATE_FILE = "training_state.pt"
 MODEL_FILE = "last.safetensors"
-LOG_FILE = "log.jsonl"
-TEACHER_KEY = "teacher_sha256"
+BEST_FILE = "best.safetensors"
+Validate = Callable[[Sam], dict[str, float]]
+"""Scores of a model by name; `score` is the one to be best in."""
 
 
-def finetune(config: FinetuneConfig) -> Path:
-    """Train or distil as `config` says; returns the file with the model, which `sam_model_registry` loads."""
-    torch.manual_seed(config.seed)
-    device = pick_device(config.device)
-    config.output.mkdir(parents=True, exist_ok=True)
-    student, teacher = _start(config)
-    dataset = _dataset(config, student.config.image_size)
-    student.to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(student, config))
-    step = _resume(config, student, optimizer)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=Batches(len(dataset), config.batch_size, first=step, last=config.steps, seed=config.seed),
-        collate_fn=list,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-    )
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if config.precision == "bf16" else nullcontext()
-    progress = tqdm(_samples(loader), initial=step, total=config.steps, desc=config.model, unit="step")
-    for samples in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * schedule(step, config)
-        student.image_encoder.keep_ratio = keep_ratio_of(step, config)
-        with autocast:
-            losses = training_loss(
-                student,
-                teacher,
-                samples,
-                distillation_weight=config.distillation_weight,
-                seed=[config.seed, step],
-            )
-        if not torch.isfinite(losses["loss"]):
-            images = ", ".join(str(sample.image_id) for sample in samples)
-            raise ValueError(f"the loss is {losses['loss']} at step {step}, images {images}; try a lower --lr")
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
-        optimizer.step()
-        step += 1
-        if step % config.log_every == 0 or step == config.steps:
-            row = {name: round(value.item(), 5) for name, value in losses.items()}
-            _log(config.output, {"step": step, **row, "gradient_norm": round(norm.item(), 3)})
-            progress.set_postfix({name: row[name] for name in ("loss", "dice", "distillation") if name in row})
-        if step % config.save_every == 0 or step == config.steps:
-            _save(config, student, optimizer, step)
-    print(f"{config.output / MODEL_FILE}: {config.model} after {step} steps")
-    return config.output / MODEL_FILE
+@dataclass
+class Loop:
+    """A run while it goes."""
+
+    training: Training
+    validate: Validate | None
+    interrupt: Interrupt
+    log: Log
+    checkpoints: Checkpoints
+    progress: Progress
+    length: int
+    """Steps of the schedule."""
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+    """Since the last line of the log: seconds that each step waited for data, and took in all."""
+
+    def run(self) -> None:
+        """Every step from where the run is to where it ends."""
+        config, training = self.training.config, self.training
+        end = min(self.length, config.max_steps or self.length)
+        steps = max(0, end - self.progress.step)
+        shown = tqdm(
+            range(steps),
+            desc=training.student.config.name,
+            unit="step",
+            disable=None if training.processes.first else True,
+        )
+        with training.batches(start=self.progress.samples, steps=steps) as batches:
+            for _ in shown:
+                last = self.progress.step + 1 == end
+                result = self._step(batches, logged=last or (self.progress.step + 1) % config.log_every == 0)
+                if result.parts:
+                    shown.set_postfix(loss=f"{result.parts['loss']:.3f}")
+                self._after(last=last)
+        self.progress.finished = self.progress.step >= self.length
+
+    def _step(self, batches: Iterator[Batch], *, logged: bool) -> StepResult:
+        config, progress, stepper = self.training.config, self.progress, self.training.stepper
+        start = time.perf_counter()
+        mine = [next(batches) for _ in range(config.accumulate)]
+        waited = time.perf_counter() - start
+        counts = stepper.count(mine, stop=self.interrupt.received is not None)
+        if counts.asked_to_stop:
+            self._leave()
+        if counts.damaged:
+            count_damaged(mine, progress, total=len(self.training.source), processes=self.training.processes)
+        set_rates(stepper.optimizer, schedule(progress.step, length=self.length, warmup_steps=config.warmup_steps))
+        plan = stepper.plan(counts, step=progress.step, with_health=logged)
+        result = stepper.step(mine, plan, with_parts=logged)
+        progress.step += 1
+        progress.samples += self.training.images_a_step
+        if not math.isfinite(result.gradient_norm):
+            count_bad_step(mine, result.gradient_norm, progress, config=config, processes=self.training.processes)
+        self.seconds.append((waited, time.perf_counter() - start))
+        if logged:
+            self._log(result, plan.keep_ratio)
+        if config.picture_every and progress.step % config.picture_every == 0:
+            self._draw(mine[0])
+        return result
+
+    def _after(self, *, last: bool) -> None:
+        """Validate and save, where it is time to."""
+        config, step = self.training.config, self.progress.step
+        validates = self.validate is not None and (
+            last or (config.validate_every and step % config.validate_every == 0)
+        )
+        if validates:
+            self._validate()
+        if validates or last or step % config.checkpoint_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Everything that the run needs to go on, and the model as it is for everybody else."""
+        training = self.training
+        self.progress.finished = self.progress.step >= self.length
+        model = self._model()
+        if training.processes.first:
+            self._export(model, MODEL_FILE)
+        self.checkpoints.save(training.state, self.progress)
+
+    def _model(self) -> Sam:
+        average = self.training.state.average
+        return whole(self.training.student, {} if average is None else average.values)
+
+    def _export(self, model: Sam, name: str) -> None:
+        config, path = self.training.config, self.training.config.output / name
+        metadata = {"step": str(self.progress.step)}
+        if config.teacher is not None:
+            metadata[TEACHER_KEY] = self.progress.identity[TEACHER_KEY]
+        if config.freeze == "performance":
+            save_adapter(model, path, base_sha256=self.progress.identity[BASE_KEY], metadata=metadata)
+        else:
+            save_sam(model, path, metadata=metadata)
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        model = self._model()
+        scores = self.validate(model)
+        self.log.write(self.progress.step, scores)
+        if self.training.processes.first:
+            print(f"step {self.progress.step}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+        if self.progress.best_score is None or scores["score"] > self.progress.best_score:
+            self.progress.best_score, self.progress.best_step = scores["score"], self.progress.step
+            if self.training.processes.first:
+                self._export(model, BEST_FILE)
+
+    def _leave(self) -> None:
+        """Save, and end with the code that asks to be started again."""
+        self.save()
+        self.log.close()
+        if self.training.processes.first:
+            asked = self.interrupt.received or "a signal to another process"
+            print(f"stopped by {asked} after step {self.progress.step}, saved; started again it goes on", flush=True)
+        raise SystemExit(REQUEUE)
+
+    def _log(self, result: StepResult, keep_ratio: float) -> None:
+        training, progress = self.training, self.progress
+        waited, spent = (sum(column) for column in zip(*self.seconds, strict=True))
+        row: dict[str, Any] = {
+            "epoch": progress.samples / len(training.source),
+            "keep_ratio": keep_ratio,
+            "rate": training.stepper.optimizer.param_groups[0]["lr"],
+            **result.parts,
+            "gradient_norm": result.gradient_norm,
+            "images_per_second": len(self.seconds) * training.images_a_step / spent,
+            "data_share": waited / spent,
+            "damaged": len(progress.damaged),
+            "bad_steps": progress.bad_steps,
+            **result.health,
+        }
+        if training.device.type == "cuda":
+            row["peak_gib"] = torch.cuda.max_memory_allocated(training.device) / 2**30
+        self.log.write(progress.step, row)
+        self.seconds.clear()
+
+    def _draw(self, batch: Batch) -> None:
+        model = self._model()
+        if self.training.processes.first:
+            samples = [item for item in batch if isinstance(item, Sample)]
+            path = self.training.config.output / "pictures" / f"step_{self.progress.step:08d}.png"
+            draw_step(model, samples, path, keep_ratio=model.config.keep_ratio if model.config.routed else None)
 
 
-def keep_ratio_of(step: int, config: FinetuneConfig) -> float:
-    """The keep ratio of `step`, drawn from the config's set by (seed, step): the same in every process."""
-    if model_config(config.model).routed_from is None:
-        return 1.0
-    return float(np.random.default_rng([config.seed, step]).choice(config.keep_ratios))
+def train(training: Training, validate: Validate | None, interrupt: Interrupt) -> Sam:
+    """Train to the end, or to `max_steps`; the model as it then is. Writes `last.safetensors`, for the registry.
+
+    ValueError, one line, if data, weights or output do not serve; SystemExit with code 75 where a signal asked to stop.
+    """
+    config = training.config
+    checkpoints = Checkpoints(config.output, training.processes)
+    progress = _progress(training, checkpoints)
+    log = Log(config.output, writes=training.processes.first, tensorboard=config.tensorboard, step=progress.step)
+    length = schedule_length(config, len(training.source), training.images_a_step, progress)
+    loop = Loop(training, validate, interrupt, log, checkpoints, progress, length)
+    if training.processes.first:
+        print(
+            f"{training.student.config.name}: {length} steps of {training.images_a_step} images, learning rates up to "
+            + ", ".join(f"{rate:g}" for rate in sorted({g["peak_lr"] for g in training.stepper.optimizer.param_groups}))
+        )
+    loop.run()
+    log.close()
+    return loop._model()
 
 
-class Batches(Sampler[list[tuple[int, int]]]):
-    """Places (epoch, index) of the samples of each step, a fresh permutation an epoch, from any step on."""
-
-    def __init__(self, length: int, batch_size: int, *, first: int, last: int, seed: int) -> None:
-        self.length, self.batch_size, self.first, self.last, self.seed = length, batch_size, first, last, seed
-
-    def __len__(self) -> int:
-        return max(0, self.last - self.first)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order: dict[int, Any] = {}
-        for step in range(self.first, self.last):
-            batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-                epoch, place = divmod(position, self.length)
-                if epoch not in order:
-                    order = {epoch: np.random.default_rng([self.seed, epoch]).permutation(self.length)}
-                batch.append((epoch, int(order[epoch][place])))
-            yield batch
+def schedule_length(config: FinetuneConfig, images: int, images_a_step: int, progress: Progress) -> int:
+    """Steps from the first to the end of the schedule. Where a run goes on with another number of images a step, what
+    is left of its epochs takes another number of steps."""
+    if config.schedule_steps is not None:
+        return config.schedule_steps
+    return progress.step + max(0, math.ceil((config.epochs * images - progress.samples) / images_a_step))
 
 
-def _samples(loader: DataLoader[Sample]) -> Iterator[list[Sample]]:
-    """What `loader` gives; an error in one of its processes comes as the one line that it was, without their trace."""
-    try:
-        yield from loader
-    except ValueError as error:
-        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
-
-
-def _dataset(config: FinetuneConfig, image_size: int) -> Sa1bDataset:
-    pairs = find_pairs(config.data)
-    exclude = set(read_ids(config.exclude)) if config.exclude is not None else set()
-    kept = [pair for pair in pairs if pair.image_id not in exclude]
-    print(f"{len(kept)} images of {config.data}, {len(pairs) - len(kept)} kept out; {image_size} px")
-    if not kept:
-        raise ValueError(f"all {len(pairs)} images of {config.data} are in {config.exclude}: none is left to train on")
-    return Sa1bDataset(
-        kept,
-        image_size=image_size,
-        mask_side=config.mask_side or image_size,
-        masks_per_image=config.masks_per_image,
-        smallest_crop=config.smallest_crop,
-        flip=config.flip,
-        seed=config.seed,
-    )
-
-
-def _start(config: FinetuneConfig) -> tuple[Sam, Sam | None]:
-    """The student at its start and the teacher, if there is one."""
-    size = {} if config.image_size is None else {"image_size": config.image_size}
-    start = config.checkpoint or config.teacher
-    if start is None:
-        return build_sam(model_config(config.model, **size)), None
-    student = build_from_registry(config.model, start, **size)
-    if config.teacher is None:
-        return student, None
-    teacher = build_from_registry(config.teacher_model, config.teacher, image_size=student.config.image_size)
-    if read_metadata(start).get(TEACHER_KEY) != file_sha256(config.teacher):  # else it is a student of that teacher
-        _check_same_decoder(student, teacher, config)
-    return student, teacher.to(pick_device(config.device)).requires_grad_(False)
-
-
-def _check_same_decoder(student: Sam, teacher: Sam, config: FinetuneConfig) -> None:
-    """Each SAM was trained end to end with its own decoder: features of one pull away from another's."""
-    theirs = teacher.state_dict()
-    for name, value in student.state_dict().items():
-        if not name.startswith("image_encoder.") and not torch.equal(value, theirs[name]):
-            raise ValueError(
-                f"{config.checkpoint} has another prompt encoder or mask decoder than teacher {config.teacher} "
-                f"({name} differs); start from the teacher's checkpoint"
-            )
-
-
-def _run_identity(config: FinetuneConfig) -> str:
-    """What must not change between the parts of one run."""
-    fields = dataclasses.asdict(config)
-    for name in ("output", "device", "workers", "log_every", "save_every"):
-        del fields[name]
-    return json.dumps(fields, default=str, sort_keys=True)
-
-
-def _save(config: FinetuneConfig, student: Sam, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {
-        "step": step,
-        "config": _run_identity(config),
-        "model": student.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    teacher = {} if config.teacher is None else {TEACHER_KEY: file_sha256(config.teacher)}
-    save_sam(student, config.output / MODEL_FILE, metadata={"step": str(step), **teacher})
-    write_atomically(config.output / STATE_FILE, lambda to: torch.save(state, to))  # last: it says that all is there
-
-
-def _resume(config: FinetuneConfig, student: Sam, optimizer: torch.optim.Optimizer) -> int:
-    """Load the run's last state, if there is one; the step to go on from."""
-    path = config.output / STATE_FILE
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["config"] != _run_identity(config):
-        raise ValueError(f"{config.output} holds a run with other settings; name another --output or remove it")
-    student.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    print(f"going on from step {state['step']} of {config.steps}")
-    return int(state["step"])
-
-
-def _log(output: Path, row: dict[str, Any]) -> None:
-    with (output / LOG_FILE).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def _progress(training: Training, checkpoints: Checkpoints) -> Progress:
+    """Where the run goes on: its newest checkpoint that loads, or the start."""
+    config, processes = training.config, training.processes
+    fresh = Progress(identity=run_identity(config, training.source), origin=run_origin(config, processes))
+    if config.resume == "never" and checkpoints.found():
+        raise ValueError(f"resume=never: {config.output} holds a run; name another output or remove it")
+    found = checkpoints.load_newest(training.state)
+    if found is None:
+        return fresh
+    if differing := changed(found.identity, fresh.identity):
+        raise ValueError(
+            f"{config.output} holds a run with other settings ({', '.join(differing)}); name another output, or "
+            "remove it"
+        )
+    if processes.first:
+        print(f"going on after step {found.step}")
+    return replace(found, origin=fresh.origin)

@@ -1,83 +1,190 @@
-"""One training step's loss: encode, compare with the teacher, answer simulated prompts, compare with the masks.
+"""One step's loss of one process's batch: encode, compare with the teacher, answer prompts, compare with the masks.
+
+All of it is one `forward`, so that DistributedDataParallel and FSDP2 see one call a step. Losses are sums over this
+batch divided by counts of the whole step, over every process and every accumulated batch: the gradient does not depend
+on how the step's images are divided.
 
 Shapes:
-    B  images    G  tokens along a side    L  side of a mask at the resolution of the loss, pixels
+    B  images of a batch    G  tokens along a side    C  channels
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from sam_blvit.config import PATCH_SIZE
-from sam_blvit.data.sa1b import Sample
+from sam_blvit.config import PATCH_SIZE, FinetuneConfig
+from sam_blvit.data.samples import Sample
+from sam_blvit.model.encoder import Encoding
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.losses import distillation_loss, mask_loss
-from sam_blvit.train.simulate import Prompts, draw_prompts
+from sam_blvit.train.losses import distillation_loss
+from sam_blvit.train.rounds import mask_losses
+from sam_blvit.train.router_health import router_health
+from sam_blvit.train.teacher import Target, Teacher
+
+DROP_PATH = 0xD709
+"""Counter that tells the draws of drop path from those of prompts."""
 
 
-def training_loss(
-    student: Sam, teacher: Sam | None, samples: list[Sample], *, distillation_weight: float, seed: list[int]
-) -> dict[str, Tensor]:
-    """Scalars by name: `loss`, which is to be minimised, and its parts, each a mean over masks or valid tokens.
+@dataclass(frozen=True)
+class StepPlan:
+    """What all batches of a step, in all processes, have in common."""
 
-    Prompts depend on `seed` and each image's id alone.
-    """
-    device = student.device
-    images = [sample.image.to(device).float() for sample in samples]
-    embeddings = student.encode_images(images)  # (B, 256, G, G)
-    losses = _prompt_losses(student, samples, embeddings, seed)
-    losses["loss"] = losses["mask"]
-    if teacher is not None:
-        with torch.no_grad():
-            target = teacher.encode_images(images)
-        losses["distillation"] = distillation_loss(embeddings, target, valid_tokens(images, embeddings.shape[-1]))
-        losses["loss"] = losses["loss"] + distillation_weight * losses["distillation"]
-    return losses
+    keep_ratio: float
+    masks: float
+    """Masks of the step."""
+    tokens: float
+    """Tokens of the step that lie on a photograph."""
+    processes: int
+    with_masks: bool = True
+    """False: distillation alone."""
+    with_health: bool = False
+    """Whether to look at the routers, too."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A batch's loss and what is logged of it."""
+
+    loss: Tensor
+    """Scalar to be minimised. Its gradient is averaged over processes, so it is multiplied by their number."""
+    parts: dict[str, Tensor]
+    """Scalars by name without gradient; their sum over batches and processes is the step's mean."""
+    health: dict[str, float]
+
+
+class Objective(nn.Module):
+    """A student and how its answers are judged. Only the student's parameters are its own."""
+
+    def __init__(self, student: Sam, teacher: Teacher | None, config: FinetuneConfig) -> None:
+        super().__init__()
+        self.student = student
+        self.config = config
+        self._teacher = [teacher]  # in a list: a module here would be trained, moved and saved with the student
+
+    def forward(self, samples: list[Sample], plan: StepPlan) -> Outcome:
+        """The loss of `samples`; zero, but with a gradient for every parameter, where there is none."""
+        parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.student.device))
+        health: dict[str, float] = {}
+        loss = self._nothing()
+        self.student.image_encoder.keep_ratio = plan.keep_ratio
+        if samples:
+            loss = loss + plan.processes * self._loss(samples, plan, parts, health)
+        elif self.config.sharding == "fsdp":
+            loss = loss + self._empty_turn()
+        return Outcome(loss=loss, parts={name: value.detach() for name, value in parts.items()}, health=health)
+
+    def _nothing(self) -> Tensor:
+        """Zero, of which every trained parameter is a part: a keep ratio leaves some idle, and the processes of a step
+        wait for the gradients of all."""
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        local = [p.to_local() if hasattr(p, "to_local") else p for p in trained]  # FSDP2 shards some
+        return 0.0 * torch.stack([value.sum().float() for value in local]).sum()
+
+    def _empty_turn(self) -> Tensor:
+        """Zero, after a run of the encoder: with FSDP2 every process must call every layer."""
+        side = self.student.image_encoder.img_size
+        with self._autocast():
+            ((_, encoding),) = self.student.encode_by_shape([torch.zeros(3, side, side, device=self.student.device)])
+        return 0.0 * encoding.embedding.sum()
+
+    def _loss(
+        self, samples: list[Sample], plan: StepPlan, parts: dict[str, Tensor], health: dict[str, float]
+    ) -> Tensor:
+        images = [sample.image.to(self.student.device).float() for sample in samples]
+        teacher = self._teacher[0]
+        target = None if teacher is None else teacher.targets(images, samples)
+        with self._autocast():
+            groups = self.student.encode_by_shape(
+                images,
+                branch_scale=self._branch_scale(samples),
+                features_of=() if target is None else tuple(target.features),
+                one_shape=self.config.sharding == "fsdp",
+            )
+        losses = []
+        for places, encoding in groups:
+            valid = valid_tokens([images[place] for place in places], encoding.embedding.shape[-1])
+            if target is not None:
+                losses.append(self._distillation(encoding, target.of(places), valid, plan, parts))
+            if plan.with_masks:
+                losses += [
+                    self._masks(samples[place], embedding[None], plan, parts)
+                    for place, embedding in zip(places, encoding.embedding, strict=True)
+                ]
+            if plan.with_health and not health:
+                health.update(router_health(encoding, valid))
+        loss = torch.stack(losses).sum()
+        parts["loss"] += loss.detach()
+        return loss
+
+    def _masks(self, sample: Sample, embedding: Tensor, plan: StepPlan, parts: dict[str, Tensor]) -> Tensor:
+        with self._autocast():
+            loss = mask_losses(
+                self.student,
+                sample,
+                embedding,
+                prompts=self.config.prompts,
+                correction_rounds=self.config.correction_rounds,
+                seed=self.config.seed,
+                point_sample=self.config.point_sample,
+                checkpoint_rounds=self.config.checkpoint_layers,
+            )
+        count = max(1.0, plan.masks)
+        for name in ("focal", "dice", "iou", "answer_iou"):
+            parts[name] += getattr(loss, name).detach().sum() / count
+        return loss.total.sum() / count
+
+    def _distillation(
+        self, encoding: Encoding, target: Target, valid: Tensor, plan: StepPlan, parts: dict[str, Tensor]
+    ) -> Tensor:
+        config = self.config
+        final = distillation_loss(encoding.embedding, target.embedding, valid)
+        parts["distillation"] += final.cosine.detach() / plan.tokens
+        share = final.tokens / plan.tokens
+        for name in ("low_cosine", "norm_ratio"):
+            parts[name] += getattr(final, name) * share
+        loss = config.distillation_weight * final.cosine + config.distillation_mse * final.mse
+        for layer, feature in target.features.items():
+            ours = encoding.features[layer].permute(0, 3, 1, 2)  # (B, C, Gh, Gw), perhaps less than the square
+            rows, cols = ours.shape[-2:]
+            theirs = feature.permute(0, 3, 1, 2)[..., :rows, :cols]
+            between = distillation_loss(ours, theirs, valid[:, :rows, :cols])
+            parts[f"distillation_{layer}"] += between.cosine.detach() / plan.tokens
+            loss = loss + config.distillation_layers * between.cosine / len(target.features)
+        return loss / plan.tokens
+
+    def _branch_scale(self, samples: list[Sample]) -> Tensor | None:
+        """Drop path: factors (B, layers, 2) on the updates, 0 or 1 / chance of staying, drawn for each image."""
+        config, layers = self.config, self.student.config.layers
+        if not config.drop_path:
+            return None
+        stays = 1 - np.linspace(0, config.drop_path, layers)[:, None]
+        drawn = [
+            np.random.default_rng([config.seed, sample.epoch, sample.image_id, DROP_PATH]).random((layers, 2)) < stays
+            for sample in samples
+        ]
+        return torch.tensor(np.stack(drawn) / stays, dtype=torch.float32, device=self.student.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision == "bf16":
+            return torch.autocast(self.student.device.type, dtype=torch.bfloat16)
+        return nullcontext()
 
 
 def valid_tokens(images: list[Tensor], grid: int) -> Tensor:
-    """(B, G, G), 1 for tokens more than half of which lies on the photograph."""
+    """(B, G, G), 1 for tokens more than half of which lies on the photograph (3, h, w)."""
     valid = images[0].new_zeros(len(images), grid, grid)
     for i, image in enumerate(images):
-        rows, cols = (max(1, (side + PATCH_SIZE // 2 - 1) // PATCH_SIZE) for side in image.shape[-2:])
+        rows, cols = tokens_along(image.shape[-2]), tokens_along(image.shape[-1])
         valid[i, :rows, :cols] = 1
     return valid
 
 
-def _prompt_losses(sam: Sam, samples: list[Sample], embeddings: Tensor, seed: list[int]) -> dict[str, Tensor]:
-    image_size = sam.image_encoder.img_size
-    parts: dict[str, list[Tensor]] = {"mask": [], "focal": [], "dice": [], "iou": []}
-    for sample, embedding in zip(samples, embeddings, strict=True):
-        entropy = np.random.SeedSequence([*seed, sample.image_id]).generate_state(1)[0]
-        generator = torch.Generator().manual_seed(int(entropy))
-        for prompts in draw_prompts(sample, image_size, generator):
-            logits, iou = predict_all(sam, embedding[None], prompts)
-            target = sample.masks[prompts.masks].to(embedding.device)
-            side = target.shape[-1]
-            valid = target.new_zeros(side, side)
-            valid[: sample.valid[0], : sample.valid[1]] = True
-            logits = F.interpolate(logits.float(), (side, side), mode="bilinear")
-            weights = {"single": prompts.single.to(embedding.device), "multi": prompts.multi.to(embedding.device)}
-            loss = mask_loss(logits, iou, target, valid=valid, **weights)
-            for name, values in (("mask", loss.total), ("focal", loss.focal), ("dice", loss.dice), ("iou", loss.iou)):
-                parts[name].append(values)
-    return {name: torch.cat(values).mean() for name, values in parts.items()}
-
-
-def predict_all(sam: Sam, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Logits (P, 4, 4G, 4G) and predicted IoU (P, 4) of every head of the decoder."""
-    device = embedding.device
-    boxes = None if prompts.boxes is None else prompts.boxes.to(device)
-    points = None if prompts.points is None else (prompts.points[0].to(device), prompts.points[1].to(device))
-    with torch.autocast(device.type, enabled=False):  # coordinates want more than bf16's eight bits
-        sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
-        positions = sam.prompt_encoder.get_dense_pe()
-    return sam.mask_decoder.predict_masks(
-        image_embeddings=embedding,
-        image_pe=positions,
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-    )
+def tokens_along(pixels: int) -> int:
+    """Tokens more than half of which lies on a side of `pixels`; at least one."""
+    return max(1, (pixels + PATCH_SIZE // 2 - 1) // PATCH_SIZE)

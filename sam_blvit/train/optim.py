@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
 
 import torch
+from torch import Tensor
 
 from sam_blvit.checkpoint import is_big_little
 from sam_blvit.config import FinetuneConfig
@@ -13,39 +14,84 @@ from sam_blvit.model.sam import Sam
 
 LAST_SHARE = 0.01
 """Learning rate at the end, as a share of its peak."""
+WARMUP_SHARE = 0.1
+"""Most of the schedule that warm-up takes."""
 UNDECAYED = ("pos_embed", "rel_pos", "no_mask_embed", "not_a_point_embed", "point_embeddings", "token")
 """Parts of names of matrices that take no weight decay: positions and embeddings."""
 
 
-def parameter_groups(sam: Sam, config: FinetuneConfig) -> list[dict[str, Any]]:
-    """Parameters of `sam` by learning rate and weight decay; those of rate 0 are frozen and in no group."""
+def freeze(sam: Sam, config: FinetuneConfig) -> None:
+    """Freeze the parameters of `sam` that `config` does not train. To be done before DDP or FSDP2 looks at them."""
+    for name, parameter in sam.named_parameters():
+        parameter.requires_grad_(_learning_rate(name, config, sam.config.layers) > 0)
+
+
+def optimizer_for(sam: Sam, config: FinetuneConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters of `sam` that are not frozen, by learning rate and weight decay."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in sam.named_parameters():
-        rate = _learning_rate(name, config)
-        parameter.requires_grad_(rate > 0)
-        if rate > 0:
+        if parameter.requires_grad:
             decayed = parameter.dim() > 1 and not any(part in name for part in UNDECAYED)
+            rate = _learning_rate(name, config, sam.config.layers)
             groups.setdefault((rate, config.weight_decay if decayed else 0.0), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
+    if not groups:
+        raise ValueError("every learning rate is 0: there is nothing to train")
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
 
 
-def _learning_rate(name: str, config: FinetuneConfig) -> float:
-    if is_big_little(name):
-        return config.lr
-    part = name.split(".")[0]
-    return {
+def _learning_rate(name: str, config: FinetuneConfig, layers: int) -> float:
+    rates = {
         "image_encoder": config.encoder_lr,
         "mask_decoder": config.decoder_lr,
         "prompt_encoder": config.prompt_lr,
-    }[part]
+    }
+    rate = config.lr if is_big_little(name) else rates[name.split(".")[0]] if config.freeze == "none" else 0.0
+    assert rate is not None, "the config fills what it was not given from its preset"
+    return rate * (1.0 if is_big_little(name) else config.layer_decay ** (layers - _depth(name, layers)))
 
 
-def schedule(step: int, config: FinetuneConfig) -> float:
-    """Share of the peak learning rate at `step`, counted from 0."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+def _depth(name: str, layers: int) -> int:
+    """Layers up to and with the one that parameter `name` belongs to: 0 for patches and positions, all for the neck
+    and what follows."""
+    if block := re.match(r"image_encoder\.blocks\.(\d+)\.", name):
+        return int(block.group(1)) + 1
+    return 0 if name.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed")) else layers
+
+
+def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Every group's learning rate, as a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * share
+
+
+def schedule(step: int, *, length: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate at `step` of `length`, counted from 0."""
+    warmup = min(warmup_steps, round(WARMUP_SHARE * length))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, length - warmup))
     return LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class MovingAverage:
+    """Exponential moving average of the trained parameters of `sam`, by name."""
+
+    def __init__(self, sam: Sam, decay: float) -> None:
+        self.decay = decay
+        self.values: dict[str, Tensor] = {
+            name: value.detach().clone() for name, value in sam.named_parameters() if value.requires_grad
+        }
+
+    @torch.no_grad()
+    def update(self, sam: Sam) -> None:
+        """Take the parameters as they are now into the average."""
+        parameters = dict(sam.named_parameters())
+        for name, average in self.values.items():
+            average.lerp_(parameters[name], 1 - self.decay)

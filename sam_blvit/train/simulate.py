@@ -1,102 +1,153 @@
-"""Prompts simulated in training: a noisy box, one point, or several points, drawn for each mask on its own.
+"""Prompts simulated in training: boxes and points drawn from the truth, then points where an answer was wrong.
 
 Shapes:
-    P  prompted masks of an image    L  side of a mask, pixels    Q  points of a prompt
+    P  masks of an image that have one kind of prompt    T  tokens of a prompt: points, corners, and one that is neither
+    h, w  pixels of a mask that the photograph covers
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sam_blvit.data.sa1b import Sample
+from sam_blvit.data.samples import Sample
+from sam_blvit.train.losses import Heads, Truth
+from sam_blvit.train.sampling import Draws, Purpose, pixel_centres, uniform_pixels
 
+NOT_A_POINT, OFF, ON, FIRST_CORNER, LAST_CORNER = -1, 0, 1, 2, 3
+"""Labels of a prompt's tokens; SAM's prompt encoder knows them by these numbers."""
 BOX_SHARE = 0.5
-ONE_POINT_SHARE = 0.25
-MOST_POINTS = 10
 BOX_NOISE = 0.1
 """Standard deviation of a box coordinate, as a share of the box's side."""
 MOST_BOX_NOISE = 20 / 1024
 """Largest shift of a box coordinate, as a share of the image's longest side."""
-NEGATIVE_SHARE = 0.2
-"""Share of the points after a prompt's first that lie off the object."""
+MOST_POINTS = 10
+SAM_CORRECTIONS = 8
+"""Rounds with a new point of SAM's own training (SAM, appendix A)."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How masks are asked for at first; half of them always by a box."""
+
+    one_point: float
+    """Share of the masks asked for by a single point; the rest of them by as many points as drawn for the image."""
+    fewest_points: int
+    noisy_boxes: bool
+
+
+STYLES = {
+    "mixed": Style(one_point=0.25, fewest_points=2, noisy_boxes=True),
+    "sam11": Style(one_point=0.5, fewest_points=2, noisy_boxes=True),
+    "evs": Style(one_point=0.0, fewest_points=1, noisy_boxes=False),
+}
+"""mixed: ours. sam11: SAM's own (SAM, appendix A). evs: EfficientViT-SAM's."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """One kind of prompt for some masks of an image."""
+    """One kind of prompt for some masks of an image; all have as many tokens.
+
+    Padding tokens would shift the decoder's attention away from what it sees in prediction. SAM itself adds one token
+    that is no point to points without a box, so these have it, too.
+    """
 
     masks: Tensor
-    """(P,) which masks are asked for."""
-    boxes: Tensor | None
-    """(P, 4) in pixels of the resized image."""
-    points: tuple[Tensor, Tensor] | None
-    """Coordinates (P, Q, 2) in pixels of the resized image and labels (P, Q), 1 on the object and 0 off it."""
-    single: Tensor
-    """(P,) weight of the head for clear prompts."""
-    multi: Tensor
-    """(P,) weight of the best of the three heads for unclear prompts."""
+    """(P,) places of the masks in their sample, on the CPU."""
+    ann_ids: tuple[int, ...]
+    """P annotation ids of them."""
+    coords: Tensor
+    """(P, T, 2) x, y in pixels of the resized image."""
+    labels: Tensor
+    """(P, T): -1 no point, 0 off the object, 1 on it, 2 and 3 the upper left and lower right corner of a box."""
+    heads: Heads
+    """Which outputs answer."""
 
 
-def draw_prompts(sample: Sample, image_size: int, generator: torch.Generator) -> list[Prompts]:
-    """A prompt for each mask of `sample`: half boxes, a quarter single points, a quarter 2 to 10 points.
+def draw_prompts(sample: Sample, style: str, *, image_size: int, draws: Draws) -> list[Prompts]:
+    """The first prompt of each mask of `sample` in a `style` of STYLES: boxes, one point, several, those there are.
 
-    One point is answered by the best of three masks, several by the single one, and a box by both, since
-    zero-shot AP scores a box's single mask. Prompts of one kind come together and have the same number of points:
-    padding tokens would shift the decoder's attention away from what it sees in prediction.
+    One point is answered by the best of three masks, several by the single one, and a box by both, since zero-shot AP
+    scores a box's single mask. All points lie on the object. On the device of the sample's masks.
     """
-    kind = torch.rand(len(sample.masks), generator=generator)
-    several = kind >= BOX_SHARE + ONE_POINT_SHARE
-    most = int(torch.randint(2, MOST_POINTS + 1, (1,), generator=generator))
+    shares = STYLES[style]
+    generators = draws.masks(sample.ann_ids, 0, Purpose.PROMPT)
+    kind = np.array([rng.random() for rng in generators])
+    noise = torch.from_numpy(np.stack([rng.standard_normal(4) for rng in generators]) * shares.noisy_boxes)
+    places = torch.from_numpy(np.stack([rng.random(MOST_POINTS) for rng in generators]))
+    several = int(draws.image(0, Purpose.PROMPT).integers(shares.fewest_points, MOST_POINTS + 1))
+    boxed, single = kind < BOX_SHARE, kind < BOX_SHARE + shares.one_point
     prompts = []
-    if len(boxed := (kind < BOX_SHARE).nonzero()[:, 0]):
-        half = torch.full((len(boxed),), 0.5)
-        boxes = noisy_boxes(sample.boxes[boxed], sample.image.shape[-2:], image_size, generator)
-        prompts.append(Prompts(masks=boxed, boxes=boxes, points=None, single=half, multi=half))
-    for pointed, count in (((kind >= BOX_SHARE) & ~several, 1), (several, most)):
-        if len(chosen := pointed.nonzero()[:, 0]):
-            points = draw_points(sample, chosen, count, image_size, generator)
-            clear = torch.full((len(chosen),), float(count > 1))
-            prompts.append(Prompts(masks=chosen, boxes=None, points=points, single=clear, multi=1 - clear))
+    for count, chosen in ((0, boxed), (1, single & ~boxed), (several, ~single)):
+        if chosen.any():
+            masks = torch.from_numpy(np.flatnonzero(chosen))
+            if count:
+                tokens = _points(sample, masks, places[masks, :count], image_size)
+            else:
+                tokens = _corners(sample, masks, noise[masks], image_size)
+            heads = (Heads.BOTH, Heads.MULTI, Heads.SINGLE)[min(count, 2)]
+            ann_ids = tuple(sample.ann_ids[i] for i in masks)
+            prompts.append(Prompts(masks, ann_ids, *tokens, heads))
     return prompts
 
 
-def noisy_boxes(boxes: Tensor, size: torch.Size, image_size: int, generator: torch.Generator) -> Tensor:
-    """`boxes` (n, 4) with Gaussian noise of a tenth of a side on each coordinate, capped as SAM's, inside `size`."""
-    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    noise = torch.randn(boxes.shape, generator=generator) * BOX_NOISE * sides
-    most = MOST_BOX_NOISE * image_size
-    shifted = boxes + noise.clamp(-most, most)
-    height, width = size
-    limit = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-    return shifted.clamp(min=0).minimum(limit)
+def add_error_points(prompts: Prompts, answer: Tensor, truth: Truth, *, image_size: int, draws: Tensor) -> Prompts:
+    """`prompts` with one more point each, uniform where `answer` (P, h, w) bool is wrong.
 
-
-def draw_points(
-    sample: Sample, chosen: Tensor, count: int, image_size: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """`count` points for each of the masks `chosen` (P,): the first on the object, later ones mostly.
-
-    A share of the later ones is drawn off the object, else a SAM from scratch would never meet label 0.
-    Returns coordinates (P, count, 2) in pixels of the resized image and labels (P, count), 1 on the object, 0 off it.
+    `draws` (P, 1), as in `uniform_pixels`. A mask without an error gets a token that is no point; where none has one
+    nothing is added.
     """
-    inside = sample.masks[chosen]
-    outside = torch.zeros_like(inside)
-    outside[:, : sample.valid[0], : sample.valid[1]] = True
-    outside &= ~inside  # never empty: no mask covers the photograph
-    labels = (torch.rand(len(chosen), count, generator=generator) >= NEGATIVE_SHARE).long()
-    labels[:, 0] = 1
-    on = uniform_points(inside, count, image_size, generator)
-    off = uniform_points(outside, count, image_size, generator)
-    return torch.where(labels[..., None] == 1, on, off), labels
+    target = truth.covered
+    pixels, wrong = uniform_pixels(answer ^ target, draws)
+    if not wrong.any():
+        return prompts
+    column, row = pixels[:, 0].unbind(-1)
+    missed = target[torch.arange(len(target), device=target.device), row, column]
+    label = torch.where(wrong, torch.where(missed, ON, OFF), NOT_A_POINT)
+    coords = torch.cat([prompts.coords, pixel_centres(pixels, truth.masks.shape[-1], image_size)], dim=1)
+    return replace(prompts, coords=coords, labels=torch.cat([prompts.labels, label[:, None]], dim=1))
 
 
-def uniform_points(masks: Tensor, count: int, image_size: int, generator: torch.Generator) -> Tensor:
-    """`count` points drawn uniformly in each of `masks` (n, L, L), with replacement: (n, count, 2) in pixels of the
-    resized image."""
-    side = masks.shape[-1]
-    place = torch.multinomial(masks.flatten(1).float(), count, replacement=True, generator=generator)
-    # centre of the mask's pixel, in the image's pixels; SAM's prompt encoder adds the image's half pixel itself
-    return (torch.stack([place % side, place // side], dim=-1) + 0.5) * (image_size / side) - 0.5
+def plan_rounds(style: str, correction_rounds: int, draws: Draws) -> list[bool]:
+    """For each round after the first, whether it adds a point; those that do not only feed the last mask back.
+
+    mixed: `correction_rounds` that do and one that does not. sam11: SAM's eight that do, one among them that does not,
+    one at the end. evs: none.
+    """
+    if style == "evs":
+        return []
+    if style == "mixed":
+        return [True] * correction_rounds + [False]
+    before = int(draws.image(0, Purpose.PLAN).integers(1, SAM_CORRECTIONS))
+    return [True] * before + [False] + [True] * (SAM_CORRECTIONS - before) + [False]
+
+
+def noisy_boxes(boxes: Tensor, noise: Tensor, *, size: tuple[int, int], image_size: int) -> Tensor:
+    """`boxes` (P, 4) moved by standard normal `noise` (P, 4), scaled and capped as SAM's, inside `size` (h, w)."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    most = MOST_BOX_NOISE * image_size
+    moved = boxes + (noise * BOX_NOISE * sides).clamp(-most, most)
+    height, width = size
+    corners = moved.clamp(min=0).minimum(moved.new_tensor([width, height, width, height])).view(-1, 2, 2)
+    return torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)  # five deviations turn a box inside out
+
+
+def _corners(sample: Sample, masks: Tensor, noise: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+    device = sample.masks.device
+    height, width = sample.image.shape[-2:]
+    boxes = noisy_boxes(sample.boxes.cpu()[masks], noise.float(), size=(height, width), image_size=image_size)
+    labels = torch.tensor([FIRST_CORNER, LAST_CORNER], device=device).expand(len(masks), 2)
+    return boxes.view(-1, 2, 2).to(device), labels
+
+
+def _points(sample: Sample, masks: Tensor, places: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+    pixels, found = uniform_pixels(sample.masks[masks.to(sample.masks.device)], places)
+    assert found.all(), f"image {sample.image_id}: a mask without a pixel was drawn"
+    coords = pixel_centres(pixels, sample.masks.shape[-1], image_size)
+    coords = torch.cat([coords, torch.zeros_like(coords[:, :1])], dim=1)
+    labels = torch.full(coords.shape[:2], ON, device=coords.device)
+    labels[:, -1] = NOT_A_POINT
+    return coords, labels

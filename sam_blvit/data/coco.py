@@ -1,0 +1,69 @@
+"""Your own photographs and masks: annotations in COCO's instance format, and a directory of images.
+
+The one thing to know: all of it is checked when the source is made, the pixels excepted. A mask that cannot be drawn
+stops a run before it starts.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam_blvit.data.annotated import Annotated
+from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_images, read_instances
+from sam_blvit.files import file_sha256
+
+
+class Coco:
+    """The photographs that `annotations` lists, by ascending image id (a `Source`).
+
+    One without an object is among them: it has nothing for the mask loss, and still is distilled.
+    """
+
+    def __init__(self, annotations: str | Path, images: str | Path) -> None:
+        """Crowds are left out, counted and said. ValueError, one line, where the annotations are malformed, a mask
+        cannot be drawn, or a photograph is not found in directory `images`."""
+        records, instances = read_instances(annotations)
+        objects = [instance for instance in instances if not instance.crowd]
+        if crowds := len(instances) - len(objects):
+            warnings.warn(
+                f"annotations {annotations}: {crowds} crowds of {len(instances)} annotations are left out", stacklevel=2
+            )
+        try:
+            check_masks(objects, records)
+        except ValueError as error:
+            raise ValueError(f"annotations {annotations}: {error}") from error
+        files = find_images([records[image_id] for image_id in sorted(records)], images)
+        of_image: dict[int, list[Instance]] = defaultdict(list)
+        for instance in objects:
+            of_image[instance.image_id].append(instance)
+        self.name = str(annotations)
+        self.annotations_sha256 = file_sha256(annotations)
+        self.image_ids: NDArray[np.int64] = np.array([file.image_id for file in files], dtype=np.int64)
+        self._locations = [str(file.path.relative_to(images).with_suffix("")) for file in files]
+        # bytes, as processes that read data share them; objects would be copied into each (see pairs.py)
+        packed = [pickle.dumps((file, of_image[file.image_id])) for file in files]
+        self._ends = np.cumsum([len(one) for one in packed])
+        self._packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def location(self, index: int) -> str:
+        """The photograph's path from the directory of images, without its suffix."""
+        return self._locations[index]
+
+    def read(self, index: int) -> Annotated:
+        """The photograph and its objects; ValueError, one line, where it cannot be read or has another size."""
+        file, instances = self._unpacked(index)
+        return Annotated(file.image_id, file.pixels(), instances)
+
+    def _unpacked(self, index: int) -> tuple[ImageFile, list[Instance]]:
+        start = int(self._ends[index - 1]) if index else 0
+        found: tuple[ImageFile, list[Instance]] = pickle.loads(self._packed[start : self._ends[index]].tobytes())
+        return found

@@ -1,0 +1,79 @@
+"""`tools/finetune.py`: from a SAM and photographs to an accelerated SAM, and a table of what it cost and brought.
+
+Data, validation and training meet here; neither of the last two knows the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from sam_blvit.config import FinetuneConfig
+from sam_blvit.data.sources import Source, held_out, training_source
+from sam_blvit.distributed import joined_processes, pick_device
+from sam_blvit.evaluate.comparison import compare, comparison_table
+from sam_blvit.evaluate.validation import Validation
+from sam_blvit.files import output_directory
+from sam_blvit.train.interrupt import Interrupt
+from sam_blvit.train.loop import train
+from sam_blvit.train.preflight import dry_run_data, preflight
+from sam_blvit.train.setup import Training, prepare
+from sam_blvit.train.state import Checkpoints
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Train as `config` says and write a model that `sam_model_registry` loads; or check, or measure, what would be.
+
+    ValueError, one line, if anything is amiss; SystemExit with code 75 where SIGTERM or SIGUSR1 asked to stop.
+    """
+    device = pick_device(config.device)
+    with Interrupt() as interrupt, joined_processes(device) as processes:
+        output_directory(config.output)
+        if not processes.first:
+            processes.wait()  # the first process finds what lies where, and writes it down for the others
+        source, held = _sources(config)
+        if processes.first:
+            processes.wait()
+        if processes.first:
+            print(f"{len(source)} photographs of {source.name}" + (f", {len(held)} held out" if held else ""))
+        validation = Validation.of(config, held, processes=processes)
+        only_looks = config.preflight or config.dry_run_data
+        fresh = not only_looks and not Checkpoints(config.output, processes).found()
+        training = prepare(config, source, processes, warm=fresh)
+        if config.preflight:
+            preflight(training)
+        elif config.dry_run_data:
+            dry_run_data(training)
+        else:
+            _train(training, validation, interrupt)
+
+
+def _train(training: Training, validation: Validation | None, interrupt: Interrupt) -> None:
+    """Train; then, where there is something to compare on, the table of before and after."""
+    config, processes = training.config, training.processes
+    model = train(training, validation, interrupt)
+    if validation is None or training.teacher is None or config.keep_ratios is None:
+        return
+    as_brought = {1.0} if config.freeze == "performance" else set()  # still that SAM: the table shows it
+    ratios = sorted({*config.keep_ratios, *as_brought})
+    before = training.teacher.to(training.device)
+    rows = compare(before, model, validation, keep_ratios=ratios, output=config.output)
+    if processes.first:
+        print(comparison_table(rows))
+
+
+def _sources(config: FinetuneConfig) -> tuple[Source, Source | None]:
+    """Photographs to train on, and those to validate with; none is in both."""
+    source = training_source(config)
+    if config.holdout:
+        return held_out(source, config.holdout, seed=config.seed)
+    if config.val_manifest is None:
+        return source, None
+    held = training_source(dataclasses.replace(config, manifest=config.val_manifest))
+    if len(both := np.intersect1d(source.image_ids, held.image_ids)):
+        raise ValueError(
+            f"val_manifest={config.val_manifest}: {len(both)} of its {len(held)} photographs are trained on, too, first "
+            f"{both[0]}; name the training photographs with manifest"
+        )
+    return source, held

@@ -1,0 +1,212 @@
+"""Before a long run: what it will need, by real steps on real data, and how fast its data come."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from sam_blvit.data.samples import Damaged
+from sam_blvit.measure.flops import FLOP_PER_MAC, sam_macs
+from sam_blvit.measure.latency import processor
+from sam_blvit.train.loop import schedule_length
+from sam_blvit.train.setup import Training
+from sam_blvit.train.state import KEPT, Progress
+
+GIB = 2**30
+LOOKED_AT = 32
+"""Photographs that are read to see whether they can be."""
+MEASURED = 3
+"""Steps measured at each keep ratio, after one that warms up."""
+PASSES = 3
+"""Of the arithmetic of a prediction, what learning takes: forward once, backward twice."""
+READ = 12
+"""Batches of each process that are read to see how fast they come."""
+
+
+def preflight(training: Training) -> dict[str, Any]:
+    """Read photographs, make steps at full size at every keep ratio, and print steps, hours, GiB; what was printed.
+
+    Nothing is saved. ValueError where the disk has no room for the run's checkpoints.
+    """
+    config, first = training.config, training.processes.first
+    found = _looked_at(training)
+    rows = [_measured(training, ratio) for ratio in _keep_ratios(training)]
+    steps = schedule_length(config, len(training.source), training.images_a_step, Progress({}, {}))
+    shares = {ratio: _share(training, ratio) for ratio in _keep_ratios(training)}
+    seconds = sum(shares[row["keep_ratio"]] * row["seconds"] for row in rows)
+    needed, free = _disk(training)
+    report = {
+        **found,
+        "device": _device(training),
+        "processes": training.processes.count,
+        "images_a_step": training.images_a_step,
+        "steps": steps,
+        "at_keep_ratios": rows,
+        "seconds_a_step": seconds,
+        "hours": steps * seconds / 3600,
+        "checkpoints_gib": needed / GIB,
+        "disk_free_gib": free / GIB,
+    }
+    if first:
+        print(_told(report))
+    if needed > free:
+        raise ValueError(
+            f"output {config.output}: checkpoints want {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB free; "
+            "name another output"
+        )
+    return report
+
+
+def dry_run_data(training: Training) -> dict[str, float]:
+    """Read batches without learning, then learn from some, and print images a second of a worker and what share of a
+    step waits for data; what was printed."""
+    config = training.config
+    workers = max(1, config.workers)
+    start = time.perf_counter()
+    with training.batches(start=0, steps=READ) as batches:
+        read = sum(len(batch) for batch in tqdm(batches, total=READ * config.accumulate, unit="batch", desc="reading"))
+    reading = time.perf_counter() - start
+    waited, spent = _learning(training)
+    report = {
+        "images_per_second": read / reading,
+        "images_per_second_per_worker": read / reading / workers,
+        "step_seconds": spent,
+        "data_share": waited / spent,
+    }
+    if training.processes.first:
+        print(
+            f"data: {report['images_per_second']:.2f} images/s, {report['images_per_second_per_worker']:.2f} images/s "
+            f"for each of {workers} worker(s); a step of {training.images_a_step} images takes {spent:.2f} s, of which "
+            f"{100 * report['data_share']:.1f} % waits for data ({_device(training)})"
+        )
+    return report
+
+
+def _learning(training: Training) -> tuple[float, float]:
+    """Median seconds that a step waits for data and takes in all; the first, which starts the readers, left out."""
+    times = []
+    with training.batches(start=0, steps=MEASURED + 1) as batches:
+        for step in range(MEASURED + 1):
+            start = time.perf_counter()
+            mine = [next(batches) for _ in range(training.config.accumulate)]
+            waited = time.perf_counter() - start
+            training.stepper.step(mine, training.stepper.plan(training.stepper.count(mine), step=step))
+            _synchronize(training)
+            times.append((waited, time.perf_counter() - start))
+    return statistics.median(waited for waited, _ in times[1:]), statistics.median(spent for _, spent in times[1:])
+
+
+def _looked_at(training: Training) -> dict[str, Any]:
+    count = min(LOOKED_AT, len(training.dataset))
+    start = time.perf_counter()
+    items = [training.dataset[0, index] for index in range(count)]
+    seconds = time.perf_counter() - start
+    damaged = [item.reason for item in items if isinstance(item, Damaged)]
+    return {
+        "photographs": len(training.dataset),
+        "looked_at": count,
+        "damaged": damaged,
+        "read_per_second": count / seconds,
+    }
+
+
+def _measured(training: Training, keep_ratio: float) -> dict[str, float]:
+    """Seconds, memory and arithmetic of a step at `keep_ratio`."""
+    stepper, device = training.stepper, training.device
+    with training.batches(start=0, steps=1) as batches:
+        mine = list(batches)
+    plan = replace(stepper.plan(stepper.count(mine), step=training.config.kd_only_steps), keep_ratio=keep_ratio)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = []
+    for _ in range(MEASURED + 1):
+        start = time.perf_counter()
+        stepper.step(mine, plan)
+        _synchronize(training)
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:])
+    flop = _flop_an_image(training, keep_ratio) * training.images_a_step
+    return {
+        "keep_ratio": keep_ratio,
+        "seconds": seconds,
+        "peak_gib": _peak(training) / GIB,
+        "teraflops": flop / seconds / 1e12,
+    }
+
+
+def _flop_an_image(training: Training, keep_ratio: float) -> float:
+    """Of the encoders alone; decoder rounds come on top and are small beside them at full size."""
+    training.student.image_encoder.keep_ratio = keep_ratio
+    encoder, _ = sam_macs(training.student)
+    macs = PASSES * encoder.full
+    if training.teacher is not None and training.config.teacher_cache is None:
+        macs += sam_macs(training.teacher)[0].full
+    return FLOP_PER_MAC * macs
+
+
+def _keep_ratios(training: Training) -> Sequence[float]:
+    routed = training.student.config.routed
+    return sorted(set(training.config.keep_ratios or ())) if routed else [1.0]
+
+
+def _share(training: Training, keep_ratio: float) -> float:
+    ratios = training.config.keep_ratios or ()
+    return ratios.count(keep_ratio) / len(ratios) if training.student.config.routed else 1.0
+
+
+def _peak(training: Training) -> int:
+    """Bytes of memory of one process, at most so far."""
+    if training.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(training.device)
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+
+
+def _disk(training: Training) -> tuple[int, int]:
+    """Bytes that checkpoints and models of the run take at most, and bytes that are free."""
+    model = sum(value.numel() * value.element_size() for value in training.student.parameters())
+    trained = sum(value.numel() * value.element_size() for value in training.stepper.parameters)
+    average = trained if training.config.ema else 0
+    checkpoint = model + 2 * trained + average  # AdamW keeps two moments
+    return (KEPT + 2) * checkpoint + 2 * model, shutil.disk_usage(
+        training.config.output
+    ).free  # the best, one in writing
+
+
+def _device(training: Training) -> str:
+    return torch.cuda.get_device_name(training.device) if training.device.type == "cuda" else processor()
+
+
+def _synchronize(training: Training) -> None:
+    if training.device.type == "cuda":
+        torch.cuda.synchronize(training.device)
+
+
+def _told(report: dict[str, Any]) -> str:
+    lines = [
+        f"data: {report['photographs']} photographs; of {report['looked_at']} looked at {len(report['damaged'])} are "
+        f"damaged; {report['read_per_second']:.1f} a second in one process",
+        *report["damaged"],
+        f"device: {report['processes']} x {report['device']}",
+        "| keep ratio | seconds a step | peak GiB | TFLOP/s of the encoders |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['keep_ratio']:g} | {row['seconds']:.3f} | {row['peak_gib']:.2f} | {row['teraflops']:.3f} |"
+        for row in report["at_keep_ratios"]
+    ]
+    lines += [
+        f"run: {report['steps']} steps of {report['images_a_step']} images, {report['seconds_a_step']:.3f} s each: "
+        f"{report['hours']:.2f} hours with {report['processes']} process(es)",
+        f"disk: checkpoints take up to {report['checkpoints_gib']:.2f} GiB, {report['disk_free_gib']:.1f} GiB are free",
+    ]
+    return "\n".join(lines)

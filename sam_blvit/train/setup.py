@@ -1,0 +1,121 @@
+"""A run made ready: student, teacher, data, optimiser, and the step that joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from sam_blvit.config import FinetuneConfig
+from sam_blvit.data.samples import Sample, TrainingSamples
+from sam_blvit.data.sources import Source
+from sam_blvit.distributed import Processes, pick_device
+from sam_blvit.model.sam import Sam
+from sam_blvit.train.objective import Objective
+from sam_blvit.train.optim import MovingAverage, freeze, optimizer_for
+from sam_blvit.train.order import Batch, Batches, batches_of
+from sam_blvit.train.parallel import wrapped
+from sam_blvit.train.state import State
+from sam_blvit.train.step import Stepper
+from sam_blvit.train.teacher import load_student_and_teacher, teacher_for
+from sam_blvit.train.warm_start import warm_start
+
+RECOMPILES = 64
+"""Shapes a layer is compiled for, at most: keep ratios times forms of photographs."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything a run consists of."""
+
+    config: FinetuneConfig
+    source: Source
+    dataset: TrainingSamples
+    student: Sam
+    teacher: Sam | None
+    stepper: Stepper
+    state: State
+    processes: Processes
+    device: torch.device
+
+    @property
+    def images_a_step(self) -> int:
+        """Photographs of a step, over all processes and accumulated batches."""
+        assert self.config.batch_size is not None
+        return self.config.batch_size * self.config.accumulate * self.processes.count
+
+    def batches(self, *, start: int, steps: int) -> AbstractContextManager[Iterator[Batch]]:
+        """This process's batches of `steps` steps from sample `start` on, read while the context lasts."""
+        assert self.config.batch_size is not None
+        order = Batches(
+            len(self.dataset),
+            batch_size=self.config.batch_size,
+            start=start,
+            batches=steps * self.config.accumulate,
+            seed=self.config.seed,
+            processes=self.processes,
+        )
+        return batches_of(self.dataset, order, self.config.workers)
+
+
+def prepare(config: FinetuneConfig, source: Source, processes: Processes, *, warm: bool) -> Training:
+    """The run that `config` describes on `source`, at its start. `warm`: do its warm start, if it has one."""
+    torch.manual_seed(config.seed)  # fresh weights; nothing after this draws from a global generator
+    device = pick_device(config.device)
+    student, teacher = load_student_and_teacher(config)
+    student.to(device).train()
+    dataset = _dataset(config, source, student)
+    if warm and config.warm_start == "layerwise":
+        _warm_start(student, dataset, config, processes)
+    encoder = student.image_encoder
+    encoder.checkpoint_layers = config.checkpoint_layers
+    if config.compile:
+        torch._dynamo.config.recompile_limit = RECOMPILES
+        for block in encoder.blocks:
+            block.compile()
+    freeze(student, config)
+    objective = Objective(student, teacher_for(config, student, teacher, source, device), config)
+    parallel = wrapped(objective, config.sharding, processes)
+    optimizer = optimizer_for(student, config)
+    average = MovingAverage(student, config.ema) if config.ema else None
+    stepper = Stepper(parallel, optimizer, config, processes, device, average)
+    return Training(
+        config=config,
+        source=source,
+        dataset=dataset,
+        student=student,
+        teacher=teacher,
+        stepper=stepper,
+        state=State(student, optimizer, average),
+        processes=processes,
+        device=device,
+    )
+
+
+def _dataset(config: FinetuneConfig, source: Source, student: Sam) -> TrainingSamples:
+    assert config.masks_per_image is not None
+    side = student.config.image_size
+    return TrainingSamples(
+        source,
+        image_size=side,
+        mask_side=config.mask_side or side,
+        masks_per_image=config.masks_per_image,
+        smallest_crop=config.smallest_crop,
+        flip=config.flip,
+        seed=config.seed,
+    )
+
+
+def _warm_start(student: Sam, dataset: TrainingSamples, config: FinetuneConfig, processes: Processes) -> None:
+    """Every process does the same, so that none waits; what the first came to counts."""
+    assert config.batch_size is not None
+    count = min(config.warm_start_images, len(dataset))
+    samples = [dataset[0, index] for index in range(count)]
+    say = print if processes.first else lambda _: None
+    images = [sample.image for sample in samples if isinstance(sample, Sample)]
+    options = {"steps": config.warm_start_steps, "batch_size": config.batch_size, "seed": config.seed}
+    warm_start(student, images, precision=config.precision, say=say, **options)
+    for parameter in student.parameters():
+        processes.from_first(parameter.data)

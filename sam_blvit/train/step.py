@@ -1,0 +1,129 @@
+"""One step of the optimiser: every process's batches, one gradient, one update - or none, where it is no number."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.data.samples import Damaged, Sample
+from sam_blvit.distributed import Processes
+from sam_blvit.train.objective import Objective, Outcome, StepPlan, tokens_along
+from sam_blvit.train.optim import MovingAverage
+from sam_blvit.train.order import Batch
+from sam_blvit.train.parallel import Wrapped, gradients_join
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to, the same in every process."""
+
+    gradient_norm: float
+    """Before clipping. Not finite: the step was skipped."""
+    parts: dict[str, float]
+    """The loss and its parts by name; empty unless they were asked for."""
+    health: dict[str, float]
+    """What the routers did, in the first process."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the batches of a step hold, over all processes."""
+
+    masks: float
+    tokens: float
+    damaged: float
+    asked_to_stop: bool
+    """Whether a scheduler asked any of the processes."""
+
+
+@dataclass
+class Stepper:
+    """What it takes to make a step."""
+
+    objective: Wrapped
+    optimizer: torch.optim.Optimizer
+    config: FinetuneConfig
+    processes: Processes
+    device: torch.device
+    average: MovingAverage | None = None
+    parameters: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+
+    def count(self, batches: Sequence[Batch], *, stop: bool = False) -> Counts:
+        """What all processes hold for this step; each says whether it was asked to `stop`."""
+        samples = [item for batch in batches for item in batch if isinstance(item, Sample)]
+        here = [
+            sum(len(sample.masks) for sample in samples),
+            sum(tokens_along(s.image.shape[-2]) * tokens_along(s.image.shape[-1]) for s in samples),
+            sum(isinstance(item, Damaged) for batch in batches for item in batch),
+            stop,
+        ]
+        total = self.processes.total(torch.tensor(here, dtype=torch.float64, device=self.device)).tolist()
+        return Counts(masks=total[0], tokens=total[1], damaged=total[2], asked_to_stop=total[3] > 0)
+
+    def plan(self, counts: Counts, *, step: int, with_health: bool = False) -> StepPlan:
+        """What all processes do in `step`."""
+        return StepPlan(
+            keep_ratio=keep_ratio_of(step, self.config, cast(Objective, self._objective).student.config),
+            masks=counts.masks,
+            tokens=counts.tokens,
+            processes=self.processes.count,
+            with_masks=step >= self.config.kd_only_steps,
+            with_health=with_health,
+        )
+
+    def step(self, batches: Sequence[Batch], plan: StepPlan, *, with_parts: bool = True) -> StepResult:
+        """Learn from `batches`. A gradient that is no number changes nothing."""
+        outcomes = [
+            self._backward(batch, plan, last=number == len(batches) - 1) for number, batch in enumerate(batches)
+        ]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if norm.isfinite():
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(cast(Objective, self._objective).student)
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(
+            gradient_norm=norm.item(),
+            parts=self._joined(outcomes) if with_parts else {},
+            health=next((outcome.health for outcome in outcomes if outcome.health), {}),
+        )
+
+    def _backward(self, batch: Batch, plan: StepPlan, *, last: bool) -> Outcome:
+        with gradients_join(self.objective, last=last):
+            outcome: Outcome = self.objective([item for item in batch if isinstance(item, Sample)], plan)  # type: ignore[operator]
+            outcome.loss.backward()
+        return outcome
+
+    def _joined(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """Parts of the loss summed over batches and processes; a part that one process lacks counts as 0 there."""
+        sums: dict[str, float] = defaultdict(float)
+        for outcome in outcomes:
+            for name, value in outcome.parts.items():
+                sums[name] += value.item()
+        joined: dict[str, float] = defaultdict(float)
+        for parts in self.processes.gathered(dict(sums)):
+            for name, number in parts.items():
+                joined[name] += number
+        return dict(joined)
+
+    @property
+    def _objective(self) -> object:
+        return getattr(self.objective, "module", self.objective)
+
+
+def keep_ratio_of(step: int, config: FinetuneConfig, model: ModelConfig) -> float:
+    """The keep ratio of `step`, drawn from the config's set by (seed, step): the same in every process."""
+    if not model.routed or config.keep_ratios is None:
+        return 1.0
+    return float(np.random.default_rng([config.seed, step]).choice(config.keep_ratios))

@@ -1,0 +1,208 @@
+"""The teacher: whose image embeddings the student is to match, and with whose decoder it starts.
+
+Each SAM was trained end to end with its own prompt encoder and mask decoder, and features of one pull away from
+another's decoder. So a student has its teacher's, or was distilled from this very teacher before.
+
+Shapes:
+    B  images    G  tokens along a side of the square input    C  channels of the teacher
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam_blvit.checkpoint import build_from_registry, read_metadata
+from sam_blvit.config import MODELS, SAME, FinetuneConfig, ModelConfig, TeacherConfig, model_config
+from sam_blvit.data.samples import Sample
+from sam_blvit.data.sources import Source
+from sam_blvit.files import file_sha256
+from sam_blvit.model.build import build_sam
+from sam_blvit.model.sam import Sam
+from sam_blvit.train.embeddings import KeptEmbeddings
+
+TEACHER_KEY = "teacher_sha256"
+"""In the metadata of a student's checkpoint: the hash of the file of the teacher it was distilled from."""
+ENCODER = "image_encoder."
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the teacher makes of a batch."""
+
+    embedding: Tensor
+    """(B, 256, G, G) float32."""
+    features: dict[int, Tensor]
+    """Tokens (B, G, G, C) after layers to be matched too, by layer; zero where the teacher's input does not reach."""
+
+    def of(self, places: list[int]) -> Target:
+        """The part of the images at `places` in the batch."""
+        return Target(self.embedding[places], {layer: feature[places] for layer, feature in self.features.items()})
+
+
+class Teacher(Protocol):
+    """Gives a batch its targets."""
+
+    def targets(self, images: list[Tensor], samples: list[Sample]) -> Target:
+        """The targets of `images`, each (3, h, w) with pixels 0 to 255, which are those of `samples`."""
+
+
+class LiveTeacher:
+    """A teacher that runs beside the student, on the very tensors that the student sees."""
+
+    def __init__(self, sam: Sam, *, precision: str = "fp32", features_of: tuple[int, ...] = ()) -> None:
+        """`features_of`: layers of `sam` whose tokens are wanted besides."""
+        self.sam = sam.eval().requires_grad_(False)
+        self.precision = precision
+        self.features_of = features_of
+
+    @torch.no_grad()
+    def targets(self, images: list[Tensor], samples: list[Sample]) -> Target:
+        """As `Teacher`. Each image is encoded in its own padded size, so its target does not hang on the others."""
+        grid = self.sam.config.grid
+        embeddings: dict[int, Tensor] = {}
+        features: dict[int, dict[int, Tensor]] = {layer: {} for layer in self.features_of}
+        with torch.autocast(self.sam.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            groups = self.sam.encode_by_shape(images, features_of=self.features_of)
+        for places, encoding in groups:
+            embeddings |= dict(zip(places, encoding.embedding.float(), strict=True))
+            for layer, of_place in features.items():
+                of_place |= dict(zip(places, _on_square(encoding.features[layer], grid), strict=True))
+        return Target(_in_order(embeddings), {layer: _in_order(of_place) for layer, of_place in features.items()})
+
+
+class CachedTeacher:
+    """A teacher whose embeddings tools/cache_teacher.py has kept."""
+
+    def __init__(self, kept: KeptEmbeddings) -> None:
+        self.kept = kept
+
+    def targets(self, images: list[Tensor], samples: list[Sample]) -> Target:
+        """As `Teacher`; ValueError if an image is not among those kept."""
+        embedding = self.kept.of([sample.image_id for sample in samples])
+        return Target(embedding.to(images[0].device).float(), {})
+
+
+def teacher_for(
+    config: FinetuneConfig, student: Sam, teacher: Sam | None, source: Source, device: torch.device
+) -> Teacher | None:
+    """The teacher of a run on `source`: from its cache if `config` names one, else `teacher` itself on `device`; None
+    without a teacher. ValueError, one line, if the cache does not fit."""
+    if config.teacher_cache is not None and config.teacher is not None:
+        kept = KeptEmbeddings.open(
+            config.teacher_cache,
+            teacher_sha256=file_sha256(config.teacher),
+            image_size=student.config.image_size,
+            image_ids=source.image_ids,
+        )
+        return CachedTeacher(kept)
+    if teacher is None:
+        return None
+    between = teacher.config.global_layers[:-1] if config.distillation_layers else ()
+    return LiveTeacher(teacher.to(device), precision=config.precision, features_of=between)
+
+
+def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | None]:
+    """The student at its start and the teacher, if there is one, both on the CPU.
+
+    ValueError, one line, where teacher and student do not belong together.
+    """
+    given = {name: getattr(config, name) for name in ("window", "image_size", "router_scores")}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    if config.teacher is None and config.checkpoint is None:
+        return build_sam(model_config(config.model, **overrides)), None
+    if config.teacher is None:
+        return build_from_registry(config.model, config.checkpoint, base=config.base, **overrides), None
+    _check_sizes(config)
+    start = config.checkpoint or config.teacher
+    student = build_from_registry(config.model, start, base=config.base, **overrides)
+    teacher = load_teacher(config, student.config.image_size)
+    if read_metadata(start).get(TEACHER_KEY) != file_sha256(config.teacher):  # else it is a student of that teacher
+        if _same_size(student.config, teacher.config):
+            _check_same_decoder(student, teacher, config)
+        else:
+            _take_decoder(student, teacher, config)
+    return student, teacher
+
+
+def load_teacher(config: TeacherConfig, image_size: int) -> Sam:
+    """The teacher that `config` names, for images of `image_size`."""
+    assert config.teacher is not None
+    return build_from_registry(teacher_model(config), config.teacher, image_size=image_size)
+
+
+def teacher_model(config: TeacherConfig) -> str:
+    """Registry name of the teacher: same stands for the dense model of the student's size."""
+    if config.teacher_model != SAME:
+        return config.teacher_model
+    student = model_config(config.model)
+    if not student.routed:
+        return config.model
+    return next(name for name, other in MODELS.items() if not other.routed and _same_size(student, other))
+
+
+def _same_size(one: ModelConfig, other: ModelConfig) -> bool:
+    return (one.dim, one.heads, one.layers) == (other.dim, other.heads, other.layers)
+
+
+def _check_sizes(config: FinetuneConfig) -> None:
+    """A teacher of another size has no performance blocks to give, nor tokens to compare with."""
+    name, student = teacher_model(config), model_config(config.model)
+    if _same_size(model_config(name), student):
+        return
+    if config.checkpoint is None:
+        own = teacher_model(TeacherConfig(data=config.data, model=config.model))
+        raise ValueError(
+            f"teacher_model={name} is of another size than {config.model}, whose performance blocks and neck want "
+            f"weights: name a checkpoint of {own} or {config.model} with checkpoint"
+        )
+    if config.distillation_layers:
+        raise ValueError(
+            f"distillation_layers={config.distillation_layers}: tokens of {name} have another size than those of "
+            f"{config.model}; leave it out, or name a teacher of the student's size"
+        )
+
+
+def _check_same_decoder(student: Sam, teacher: Sam, config: FinetuneConfig) -> None:
+    theirs = teacher.state_dict()
+    for name, value in student.state_dict().items():
+        if not name.startswith(ENCODER) and not torch.equal(value, theirs[name]):
+            raise ValueError(
+                f"{config.checkpoint} has another prompt encoder or mask decoder than teacher {config.teacher} "
+                f"({name} differs); start from the teacher's checkpoint"
+            )
+
+
+def _take_decoder(student: Sam, teacher: Sam, config: FinetuneConfig) -> None:
+    """Give `student` the teacher's prompt encoder and mask decoder, saying so."""
+    if config.freeze != "none":
+        raise ValueError(
+            f"freeze={config.freeze} keeps the SAM of {config.checkpoint} as it is, decoder and all, but teacher "
+            f"{config.teacher} ({teacher.config.name}) brings its own; leave out freeze, or name a teacher of the "
+            "student's size"
+        )
+    theirs = {name: value for name, value in teacher.state_dict().items() if not name.startswith(ENCODER)}
+    student.load_state_dict(theirs, strict=False)  # all but the encoder
+    message = (
+        f"{config.model} takes prompt encoder and mask decoder of teacher {config.teacher} ({teacher.config.name})"
+    )
+    if not config.kd_only_steps:
+        message += (
+            ", with which its own features do not fit yet; distillation alone at the start is advised, "
+            "kd_only_steps of 5 % of the steps"
+        )
+    warnings.warn(message, stacklevel=3)
+
+
+def _on_square(feature: Tensor, grid: int) -> Tensor:
+    """`feature` (B, Gh, Gw, C) as (B, G, G, C)."""
+    return F.pad(feature.float(), (0, 0, 0, grid - feature.shape[2], 0, grid - feature.shape[1]))
+
+
+def _in_order(by_place: dict[int, Tensor]) -> Tensor:
+    return torch.stack([by_place[place] for place in range(len(by_place))])

@@ -1,0 +1,165 @@
+"""The trainer as users run it: real processes, killed and signalled, joined by gloo, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from processes import assert_each_once, assert_equal_models, diary, finish, kill, model, seen, start
+from sam_blvit.checkpoint import save_sam
+from sam_blvit.config import ModelConfig
+from sam_blvit.model.build import build_sam
+from sam_blvit.model.sam import Sam
+from sam_blvit.train.interrupt import REQUEUE
+from synthetic import write_tar
+
+SETTINGS = {
+    "schedule_steps": 6, "batch_size": 2, "masks_per_image": 2, "mask_side": 32, "workers": 0, "correction_rounds": 0,
+    "checkpoint_every": 1, "log_every": 1, "precision": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Six photographs of two shapes."""
+    write_tar(tmp_path / "data" / "sa_000000.tar", range(3))
+    write_tar(tmp_path / "data" / "sa_000001.tar", range(3, 6), size=(64, 48))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, tiny_dense: Callable[..., ModelConfig], randomize: Callable[[Sam], Sam]) -> Path:
+    path = tmp_path / "teacher.safetensors"
+    save_sam(randomize(build_sam(tiny_dense())), path)
+    return path
+
+
+def settings(**options: Any) -> dict[str, Any]:
+    return {**SETTINGS, **options}
+
+
+def wait_for_step(output: Path, step: int, seconds: float = 120) -> None:
+    """Return once the run has made `step` steps."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if len(diary(output)) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {step} steps within {seconds} s")
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, data: Path, teacher: Path) -> None:
+    options = settings(teacher=teacher, ema=0.5, drop_path=0.3, workers=1)
+    finish(start(tmp_path / "whole", data, **options))
+    killed = start(tmp_path / "killed", data, **options)
+    wait_for_step(tmp_path / "killed", 3)
+    kill(killed)
+    said = finish(start(tmp_path / "killed", data, **options))
+    assert "going on after step" in said
+    assert_equal_models(tmp_path / "whole", tmp_path / "killed")
+    assert_each_once(seen(tmp_path / "killed"))
+    assert seen(tmp_path / "killed") == seen(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_asks_to_be_started_again(tmp_path: Path, data: Path, number: signal.Signals) -> None:
+    options = settings(checkpoint_every=100, schedule_steps=40, workers=1)
+    run = start(tmp_path / "run", data, **options)
+    wait_for_step(tmp_path / "run", 2)
+    kill(run, number)
+    said = finish(run, code=REQUEUE)
+    assert f"stopped by {number.name} after step" in said
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    steps = len(diary(tmp_path / "run"))
+    assert saved.name == f"step_{steps:08d}"  # not one step was lost
+    assert steps < 40
+
+
+def test_a_stop_at_max_steps_goes_on_bit_for_bit(tmp_path: Path, data: Path) -> None:
+    finish(start(tmp_path / "whole", data, **settings(schedule_steps=4)))
+    finish(start(tmp_path / "parts", data, **settings(schedule_steps=4, max_steps=2)))
+    assert len(seen(tmp_path / "parts")) == 2
+    finish(start(tmp_path / "parts", data, **settings(schedule_steps=4)))
+    assert_equal_models(tmp_path / "whole", tmp_path / "parts")
+
+
+def soak(root: Path, data: Path, *, kills: int, seed: int) -> int:
+    """Kill a run at random moments until it has been killed `kills` times, let it end; the steps made twice."""
+    rng = random.Random(seed)
+    output = root / "run"
+    options = settings(schedule_steps=10 * kills, workers=1, log_every=1)
+    for _ in range(kills):
+        run = start(output, data, **options)
+        before = len(diary(output))
+        wait_for_step(output, before + 1)  # else it is killed while Python starts
+        time.sleep(rng.uniform(0, 2))
+        kill(run)
+    finish(start(output, data, **options), seconds=900)
+    steps = seen(output)
+    assert list(steps) == list(range(10 * kills))
+    assert_each_once(steps)
+    log = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert set(log) == set(range(1, 10 * kills + 1))
+    return len(diary(output)) - len(steps)
+
+
+def test_a_run_killed_at_random_moments_never_fails_to_go_on(tmp_path: Path, data: Path) -> None:
+    soak(tmp_path, data, kills=3, seed=0)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_learn_what_one_would_from_the_same_batch(
+    tmp_path: Path, data: Path, teacher: Path, ranks: int
+) -> None:
+    options = settings(teacher=teacher, schedule_steps=2, drop_path=0.3)
+    finish(start(tmp_path / "one", data, **{**options, "batch_size": 6}))
+    finish(start(tmp_path / "many", data, ranks=ranks, **{**options, "batch_size": 6 // ranks}))
+    assert seen(tmp_path / "one") == seen(tmp_path / "many")
+    assert_close_runs(tmp_path / "one", tmp_path / "many")
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path, data: Path, teacher: Path) -> None:
+    options = settings(teacher=teacher, schedule_steps=2, drop_path=0.3)
+    finish(start(tmp_path / "large", data, **{**options, "batch_size": 6}))
+    finish(start(tmp_path / "parts", data, **{**options, "batch_size": 2, "accumulate": 3}))
+    assert seen(tmp_path / "large") == seen(tmp_path / "parts")
+    assert_close_runs(tmp_path / "large", tmp_path / "parts")
+
+
+def test_fsdp_learns_what_one_process_would(tmp_path: Path, data: Path, teacher: Path) -> None:
+    square = write_tar(tmp_path / "square" / "sa_000000.tar", range(4), size=(64, 64)).parent  # FSDP pads to squares
+    options = settings(teacher=teacher, schedule_steps=3, keep_ratios=(0.0, 0.25, 1.0))
+    finish(start(tmp_path / "one", square, **{**options, "batch_size": 4}))
+    finish(start(tmp_path / "two", square, ranks=2, **{**options, "sharding": "fsdp", "max_steps": 2}))
+    finish(start(tmp_path / "two", square, ranks=2, **{**options, "sharding": "fsdp"}))  # and goes on
+    assert_close_runs(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, data: Path) -> None:
+    options = {**settings(epochs=2, batch_size=1), "schedule_steps": None}
+    finish(start(tmp_path / "run", data, ranks=2, **options, max_steps=2))
+    finish(start(tmp_path / "run", data, ranks=1, **options, max_steps=5))
+    finish(start(tmp_path / "run", data, ranks=3, **options))
+    samples = [sample for step in seen(tmp_path / "run").values() for sample in step]
+    epochs = {epoch: sorted(image for e, image in samples if e == epoch) for epoch, _ in samples}
+    assert epochs[0] == epochs[1] == list(range(6))
+    assert_each_once(seen(tmp_path / "run"))
+
+
+def assert_close_runs(one: Path, other: Path) -> None:
+    """Two runs had the same losses and ended with the same weights, but for rounding."""
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, other)]
+    for first, second in zip(*logs, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-3)
+        assert first["gradient_norm"] == pytest.approx(second["gradient_norm"], rel=1e-2)
+    expected = model(one)
+    for name, value in model(other).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5, msg=name)

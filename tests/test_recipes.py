@@ -1,0 +1,209 @@
+"""Every recipe in configs/ is a run card: short, with a command that is accepted and a model that builds.
+
+docs/training.md and docs/accelerate.md tell how to use them: what they name is there, and their estimates add up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sam_blvit.cli import run
+from sam_blvit.config import CacheConfig, EvaluationConfig, FinetuneConfig, ModelConfig, SubsetConfig, model_config
+from sam_blvit.model.build import build_sam
+from sam_blvit.train.optim import optimizer_for
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+FOR_A_GPU = [path for path in RECIPES if "A100" in path.read_text()]
+SUBSET, GPUS = 223_720, 8
+"""Images in 2 % of SA-1B, which are 20 tars of 11,186, and the GPUs of the large recipes."""
+
+PAGES = [ROOT / "docs" / "training.md", ROOT / "docs" / "accelerate.md"]
+OTHER_FLAGS = {"standalone", "nproc-per-node", "nnodes", "rdzv-backend", "rdzv-endpoint", "nodes", "help"}
+"""Flags of torchrun, sbatch and every command."""
+DECODER_GMACS, ROUNDS, IMAGES, FLOP_A_SECOND = 1.81, 4, 10 * SUBSET, 0.30 * 312e12
+
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+
+
+def header(path: Path) -> list[str]:
+    """Lines of the comment that a recipe begins with."""
+    lines = path.read_text().splitlines()
+    body = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return [line.removeprefix("#").strip() for line in lines[:body]]
+
+
+def command(path: Path) -> list[str]:
+    """Words of the command in a recipe's header."""
+    text = "\n".join(header(path))
+    (line,) = re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, flags=re.MULTILINE)
+    return shlex.split(line.replace("\\\n", " "))
+
+
+def config_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
+    """What the header's command asks for, started in the root of the checkout."""
+    monkeypatch.chdir(ROOT)
+    words = command(path)
+    seen: list[FinetuneConfig] = []
+
+    def remember(config: FinetuneConfig) -> None:
+        seen.append(config)
+
+    run(remember, words[words.index("tools/finetune.py") + 1 :])
+    return seen.pop()
+
+
+def model_of(config: FinetuneConfig) -> ModelConfig:
+    """The model that `config` trains."""
+    given = {name: getattr(config, name) for name in ("window", "image_size", "router_scores")}
+    return model_config(config.model, **{name: value for name, value in given.items() if value is not None})
+
+
+def test_there_are_recipes() -> None:
+    assert {"sam_b_t", "sam_h_b", "sam_l_s", "sam_b_t_paper", "accelerate"} <= {path.stem for path in RECIPES}
+
+
+@every_recipe
+def test_every_shipped_recipe_is_read(path: Path) -> None:
+    seen = []
+
+    def remember(config: FinetuneConfig) -> None:
+        seen.append(config)
+
+    run(remember, [str(path), "--data", "data", "--teacher", "sam.pth", "--holdout", "1", "--output", "out"])
+    assert len(seen) == 1
+
+
+@every_recipe
+def test_a_recipe_fits_on_a_screen(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 120
+
+
+@every_recipe
+def test_a_recipe_names_a_command_that_is_there_and_accepted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = command(path)
+    assert f"configs/{path.name}" in words
+    assert (ROOT / "tools/finetune.py").is_file()
+    assert config_of(path, monkeypatch).output.parent == Path("runs")
+
+
+@every_recipe
+def test_a_recipe_says_what_machine_it_is_for_and_for_how_long(path: Path) -> None:
+    text = " ".join(header(path))
+    assert re.search(r"CPU cores|cores of an|A100", text)
+    assert re.search(r"hours|minutes", text)
+
+
+@pytest.mark.parametrize("path", FOR_A_GPU, ids=lambda path: path.stem)
+def test_an_estimate_is_called_one(path: Path) -> None:
+    text = " ".join(header(path))
+    assert "Estimated, not measured" in text
+    assert "--preflight" in text
+
+
+@every_recipe
+def test_the_model_of_a_recipe_builds_and_has_something_to_train(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(path, monkeypatch)
+    with torch.device("meta"):
+        sam = build_sam(model_of(config))
+    assert optimizer_for(sam, config).param_groups
+
+
+@every_recipe
+def test_a_recipe_holds_differences_only(path: Path) -> None:
+    read = yaml.safe_load(path.read_text())
+    said = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+    told = {"data": "data", "output": "out", "teacher": "sam.pth", "holdout": 1}
+    for name in said.keys() - {"model", "preset"}:  # named for the reader, whatever the default
+        others = {other: value for other, value in said.items() if other != name}
+        without = FinetuneConfig(**{**told, **others})  # type: ignore[arg-type]
+        assert without != FinetuneConfig(**{**told, **said}), f"{name} is what it would be anyway"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["sam_b_t", "sam_l_s", "sam_h_b", "sam_b_t_paper"])
+def test_steps_in_a_header_are_ten_epochs_of_the_subset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ROOT / "configs" / f"{name}.yaml"
+    config = config_of(path, monkeypatch)
+    assert config.batch_size is not None
+    images_a_step = config.batch_size * config.accumulate * GPUS
+    assert images_a_step == (8 if config.preset == "paper" else 64)
+    steps = -(-10 * SUBSET // images_a_step)
+    assert f" {steps:,} steps" in " ".join(header(path))
+
+
+def test_the_paper_s_recipe_is_the_paper_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(ROOT / "configs" / "sam_b_t_paper.yaml", monkeypatch)
+    assert (config.lr, config.encoder_lr, config.decoder_lr, config.epochs) == (5e-4, 5e-4, 5e-4, 10)
+    assert config.keep_ratios == (0.25,)
+
+
+@pytest.mark.parametrize("name", ["sam_b_t", "sam_l_s", "sam_h_b"])
+def test_one_training_gives_the_whole_dial(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(ROOT / "configs" / f"{name}.yaml", monkeypatch)
+    assert config.keep_ratios == (0.0, 0.125, 0.25, 0.5, 1.0)
+
+
+def test_to_accelerate_a_sam_leaves_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(ROOT / "configs" / "accelerate.yaml", monkeypatch)
+    assert (config.freeze, config.window) == ("performance", 14)
+    assert 1.0 not in (config.keep_ratios or ()), "there nothing new is used, so a step would learn nothing"
+
+
+# pages that tell how to use them ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_name_files_that_are_there(page: Path) -> None:
+    named = set(re.findall(r"\b(?:configs|tools|eval|tests)/[\w/]+\.(?:yaml|py|sbatch)", page.read_text()))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_name_flags_that_there_are(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]*)", page.read_text()))
+    configs = (FinetuneConfig, CacheConfig, SubsetConfig, EvaluationConfig)
+    there = {field.name.replace("_", "-") for config in configs for field in dataclasses.fields(config)}
+    assert named - there - OTHER_FLAGS == set()
+
+
+def estimates() -> list[list[str]]:
+    """Cells of each row of the table of hours."""
+    lines = (ROOT / "docs" / "training.md").read_text().split("| G an image | hours |")[1].split("\n\n")[0].splitlines()
+    return [[cell.strip().replace(",", "") for cell in re.split(r"\|", line)[1:-1]] for line in lines[2:]]
+
+
+def test_estimated_hours_follow_from_their_arithmetic() -> None:
+    rows = estimates()
+    assert len(rows) == 6
+    for name, _, mean, teacher, masks, gmacs, hours in rows:
+        of_teacher = 0.0 if teacher == "-" else float(teacher)
+        total = 3 * float(mean) + of_teacher + 3 * DECODER_GMACS * ROUNDS * int(masks)
+        assert float(gmacs) == pytest.approx(total, abs=1), name
+        assert float(hours) == pytest.approx(2e9 * total * IMAGES / (GPUS * FLOP_A_SECOND * 3600), abs=0.05), name
+
+
+def test_the_mean_of_the_encoder_is_that_of_the_keep_ratios_drawn() -> None:
+    listed = (ROOT / "docs" / "training.md").read_text().split("| G an image | hours |")[1].splitlines()[2:5]
+    for line in listed:
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        values = [float(value.replace(",", "")) for value in cells[1].split(", ")]
+        assert len(values) == 5
+        assert float(cells[2].replace(",", "")) == pytest.approx(statistics.fmean(values), abs=0.06), cells[0]
+
+
+@pytest.mark.parametrize("name", ["sam_b_t", "sam_l_s", "sam_h_b", "sam_b_t_paper"])
+def test_hours_of_a_recipe_are_those_of_the_table(name: str) -> None:
+    (hours,) = (row[-1] for row in estimates() if row[0] == f"`{name}`")
+    assert f" {hours} hours" in " ".join(header(ROOT / "configs" / f"{name}.yaml"))

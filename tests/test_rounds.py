@@ -1,0 +1,298 @@
+"""The rounds of prompts and answers: what the decoder is asked, and what is made of its answers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam_blvit.config import ModelConfig
+from sam_blvit.data.samples import Sample
+from sam_blvit.model.build import build_sam
+from sam_blvit.model.sam import Sam
+from sam_blvit.train.losses import Heads, MaskLoss, Truth, compare, mask_loss
+from sam_blvit.train.rounds import embed_points, mask_losses, predict_all
+from sam_blvit.train.sampling import Draws, loss_places
+from sam_blvit.train.simulate import add_error_points, draw_prompts
+
+SIDE = 64
+
+
+@pytest.fixture
+def sam(tiny: Callable[..., ModelConfig], randomize: Callable[[nn.Module], nn.Module]) -> Sam:
+    """A model of 128 pixels whose prompt encoder and decoder have nothing at zero, and answer with confidence."""
+    sam = build_sam(tiny())
+    randomize(sam.prompt_encoder)
+    randomize(sam.mask_decoder)
+    return sam
+
+
+def sample(masks: int = 6) -> Sample:
+    """A photograph of 96 x 128 with rectangles, at half resolution; mixed prompts ask for six in all three ways."""
+    drawn = torch.zeros(masks, SIDE, SIDE, dtype=torch.bool)
+    for i in range(masks):
+        drawn[i, 2 + 3 * i : 20 + 4 * i, 5 + 4 * i : 30 + 5 * i] = True
+    boxes = torch.tensor([[10.0 + 8 * i, 4 + 6 * i, 60 + 10 * i, 40 + 8 * i] for i in range(masks)]).reshape(masks, 4)
+    return Sample(
+        epoch=2,
+        image_id=1,
+        image=torch.zeros(3, 96, 128, dtype=torch.uint8),
+        masks=drawn,
+        boxes=boxes,
+        ann_ids=tuple(range(10, 10 + masks)),
+        valid=(48, 64),
+    )
+
+
+def embedding() -> Tensor:
+    return torch.randn(1, 256, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def losses(sam: Sam, of: Sample, at: Tensor | None = None, **settings: Any) -> MaskLoss:
+    given = {"prompts": "mixed", "correction_rounds": 2, "seed": 0, **settings}
+    return mask_losses(sam, of, embedding() if at is None else at, **given)
+
+
+@contextmanager
+def recording(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Tensor]]]:
+    """What the prompt encoder and the decoder are given and answer, call by call."""
+    calls: list[dict[str, Tensor]] = []
+    inner, dense = sam.mask_decoder.predict_masks, sam.prompt_encoder.forward
+
+    def encoded(points: None, boxes: None, masks: Tensor | None) -> Any:
+        calls.append({"last": torch.empty(0) if masks is None else masks})
+        return dense(points=points, boxes=boxes, masks=masks)
+
+    def asked(**given: Tensor) -> Any:
+        answer = inner(**given)
+        calls[-1].update(given, logits=answer[0], predicted=answer[1])
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sam.mask_decoder, "predict_masks", asked)
+        patch.setattr(sam.prompt_encoder, "forward", encoded)
+        yield calls
+
+
+def sorted_tokens(tokens: Tensor) -> Tensor:
+    return torch.stack([row[row[:, 0].argsort()] for row in tokens])
+
+
+@pytest.mark.parametrize(("points", "boxed"), [(1, False), (3, False), (0, True), (2, True)])
+def test_prompts_are_embedded_as_by_sams_own_prompt_encoder(sam: Sam, points: int, boxed: bool) -> None:
+    xy, labels = torch.rand(4, points, 2) * 128, torch.randint(0, 2, (4, points))
+    boxes = torch.rand(4, 4) * 128 if boxed else None
+    theirs, dense = sam.prompt_encoder(points=(xy, labels) if points else None, boxes=boxes, masks=None)
+    if boxes is None:  # SAM's own padding
+        xy, labels = torch.cat([xy, torch.rand(4, 1, 2)], 1), torch.cat([labels, -torch.ones(4, 1).long()], 1)
+    else:
+        xy, labels = torch.cat([boxes.view(4, 2, 2), xy], 1), torch.cat([torch.tensor([[2, 3]] * 4), labels], 1)
+    torch.testing.assert_close(sorted_tokens(embed_points(sam.prompt_encoder, xy, labels)), sorted_tokens(theirs))
+    logits, iou = predict_all(sam, embedding(), xy, labels, None)
+    expected = sam.mask_decoder.predict_masks(embedding(), sam.prompt_encoder.get_dense_pe(), theirs, dense)
+    torch.testing.assert_close((logits, iou), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("prompts", "rounds"), [("mixed", 4), ("sam11", 11), ("evs", 1)])
+def test_the_decoder_is_asked_as_often_as_the_kind_of_training_says(
+    sam: Sam, monkeypatch: pytest.MonkeyPatch, prompts: str, rounds: int
+) -> None:
+    with recording(sam, monkeypatch) as calls:
+        losses(sam, sample(1), prompts=prompts)
+    assert len(calls) == rounds
+
+
+def slow_losses(sam: Sam, of: Sample, calls: list[dict[str, Tensor]]) -> dict[int, Tensor]:
+    """Loss by annotation, from what the decoder answered, mask by mask."""
+    groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
+    rounds = len(calls) // len(groups)
+    found = {}
+    for g, group in enumerate(groups):
+        for i, ann_id in enumerate(group.ann_ids):
+            truth = Truth(of.masks[of.ann_ids.index(ann_id)][None], of.valid)
+            values = []
+            for number, call in enumerate(calls[g * rounds : (g + 1) * rounds]):
+                heads = Heads.SINGLE if number else group.heads
+                seen, iou = call["logits"][i : i + 1, heads.outputs], call["predicted"][i : i + 1, heads.outputs]
+                values.append(mask_loss(compare(seen, truth), iou, heads).total)
+            found[ann_id] = sum(values) / len(values)
+    return found
+
+
+def test_the_loss_of_a_mask_is_the_mean_over_its_rounds_in_the_order_of_the_sample(
+    sam: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = sample()
+    with recording(sam, monkeypatch) as calls:
+        total = losses(sam, of).total
+    assert len(calls) == 12  # four rounds of boxes, of single points and of several
+    expected = slow_losses(sam, of, calls)
+    torch.testing.assert_close(total, torch.cat([expected[ann_id] for ann_id in of.ann_ids]))
+
+
+def test_parts_make_up_the_total(sam: Sam) -> None:
+    loss = losses(sam, sample())
+    torch.testing.assert_close(loss.total, 20 * loss.focal + loss.dice + loss.iou)
+
+
+def test_a_masks_loss_does_not_depend_on_the_order_of_masks(sam: Sam) -> None:
+    of, order = sample(), torch.tensor([3, 0, 5, 1, 4, 2])
+    turned = replace(of, masks=of.masks[order], boxes=of.boxes[order], ann_ids=tuple(of.ann_ids[i] for i in order))
+    torch.testing.assert_close(losses(sam, turned).total, losses(sam, of).total[order])
+
+
+@pytest.mark.parametrize("name", ["seed", "epoch", "image_id"])
+def test_prompts_change_with_seed_epoch_and_image(sam: Sam, name: str) -> None:
+    other = losses(sam, sample(), seed=1) if name == "seed" else losses(sam, replace(sample(), **{name: 5}))
+    assert not torch.allclose(other.total, losses(sam, sample()).total)
+
+
+def test_global_random_numbers_are_neither_used_nor_drawn(sam: Sam) -> None:
+    state = torch.random.get_rng_state()
+    first = losses(sam, sample(), point_sample=50).total
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert torch.equal(losses(sam, sample(), point_sample=50).total, first)
+
+
+def test_each_round_goes_on_from_the_last_answer_and_learns_nothing_through_it(
+    sam: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = sample()
+    groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
+    with recording(sam, monkeypatch) as calls:
+        losses(sam, of)
+    for g, group in enumerate(groups):
+        rounds = calls[4 * g : 4 * g + 4]
+        assert rounds[0]["last"].numel() == 0
+        for number in range(1, 4):
+            before, last = rounds[number - 1], rounds[number]["last"]
+            assert not last.requires_grad
+            for i in range(len(group.masks)):
+                unclear = number == 1 and group.heads is Heads.MULTI
+                answer = 1 + int(before["predicted"][i, 1:].argmax()) if unclear else 0
+                assert torch.equal(last[i, 0], before["logits"][i, answer])
+
+
+def test_correction_rounds_add_a_point_at_an_error_of_the_last_answer_and_the_last_round_none(
+    sam: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = sample()
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def embedded(prompt_encoder: nn.Module, coords: Tensor, labels: Tensor) -> Tensor:
+        seen.append((coords, labels))
+        return embed_points(prompt_encoder, coords, labels)
+
+    monkeypatch.setattr("sam_blvit.train.rounds.embed_points", embedded)
+    with recording(sam, monkeypatch) as calls:
+        losses(sam, of)
+    groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
+    for g, group in enumerate(groups):
+        tokens = [labels.shape[1] for _, labels in seen[4 * g : 4 * g + 4]]
+        assert tokens == [tokens[0], tokens[0] + 1, tokens[0] + 2, tokens[0] + 2]
+        for number in (1, 2):
+            coords, labels = seen[4 * g + number]
+            answer = F.interpolate(calls[4 * g + number]["last"], (SIDE, SIDE), mode="bilinear")[:, 0] > 0
+            for i, mask in enumerate(group.masks.tolist()):
+                column, row = (int((c + 0.5) / 2) for c in coords[i, -1].tolist())
+                assert labels[i, -1] == of.masks[mask, row, column].long()
+                assert answer[i, row, column] != of.masks[mask, row, column]
+                assert row < 48
+
+
+def test_every_round_draws_anew(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrected: list[list[float]] = []
+    looked: list[Tensor] = []
+
+    def adding(*given: Any, draws: Tensor, **others: Any) -> Any:
+        corrected.append(draws.flatten().tolist())
+        return add_error_points(*given, draws=draws, **others)
+
+    def placing(logits: Tensor, **given: Any) -> Tensor:
+        looked.append(loss_places(torch.zeros_like(logits[:, :1]), **given))  # whatever the answer
+        return looked[-1]
+
+    monkeypatch.setattr("sam_blvit.train.rounds.add_error_points", adding)
+    monkeypatch.setattr("sam_blvit.train.rounds.loss_places", placing)
+    losses(sam, sample(1), prompts="sam11", point_sample=8)
+    assert len(looked) == 11
+    assert len({tuple(draws) for draws in corrected}) == 8
+    assert len({tuple(places.flatten().tolist()) for places in looked}) == 11
+
+
+def test_the_answers_iou_is_the_last_rounds(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = sample(1)
+    with recording(sam, monkeypatch) as calls:
+        loss = losses(sam, of)
+    answer = F.interpolate(calls[-1]["logits"][:, :1], (SIDE, SIDE), mode="bilinear")[0, 0, :48] > 0
+    overlap, union = (answer & of.masks[0, :48]).sum(), (answer | of.masks[0, :48]).sum()
+    torch.testing.assert_close(loss.answer_iou, (overlap / union)[None])
+    assert not loss.answer_iou.requires_grad
+
+
+def test_a_photograph_without_masks_costs_nothing_and_has_a_gradient(sam: Sam) -> None:
+    at = embedding().requires_grad_()
+    loss = losses(sam, sample(0), at)
+    assert all(getattr(loss, field.name).shape == (0,) for field in fields(MaskLoss))
+    loss.total.sum().backward()
+    assert at.grad is not None
+    assert (at.grad == 0).all()
+
+
+@pytest.mark.parametrize("point_sample", [0, 64])
+def test_checkpointed_rounds_have_the_same_loss_and_gradients(sam: Sam, point_sample: int) -> None:
+    found = []
+    for checkpointed in (False, True):
+        at = embedding().requires_grad_()
+        sam.zero_grad()
+        loss = losses(sam, sample(), at, point_sample=point_sample, checkpoint_rounds=checkpointed).total
+        loss.sum().backward()
+        gradients = [p.grad.clone() for p in sam.mask_decoder.parameters() if p.grad is not None]
+        found.append([loss.detach(), at.grad, *gradients])
+    assert len(found[0]) > 50
+    for plain, checkpointed_value in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed_value, plain)
+
+
+def test_a_checkpointed_round_is_computed_again_in_the_backward_pass(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording(sam, monkeypatch) as calls:
+        loss = losses(sam, sample(1), embedding().requires_grad_(), checkpoint_rounds=True).total
+        before = len(calls)
+        loss.sum().backward()
+    assert (before, len(calls)) == (4, 8)
+
+
+def test_losses_are_fp32_and_coordinates_exact_under_autocast(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), recording(sam, monkeypatch) as calls:
+        rough = losses(sam, sample())
+        assert all(call["logits"].dtype == torch.bfloat16 for call in calls)
+    assert rough.total.dtype == torch.float32
+    with recording(sam, monkeypatch) as exact:
+        losses(sam, sample())
+    for group in (0, 4, 8):  # the prompts that depend on no answer
+        given = "sparse_prompt_embeddings"
+        assert torch.equal(calls[group][given], exact[group][given])
+
+
+def test_the_point_sampled_loss_approximates_that_of_all_pixels(sam: Sam) -> None:
+    whole, sampled = (losses(sam, sample(), prompts="evs", point_sample=count) for count in (0, 5000))
+    torch.testing.assert_close(sampled.dice, whole.dice, rtol=0.1, atol=0.02)
+    torch.testing.assert_close(sampled.focal, whole.focal, rtol=0.3, atol=0.02)
+
+
+def test_point_sampling_upsamples_nothing(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[int] = []
+    inner = F.interpolate
+
+    def watched(given: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+        sides.append(size[0])
+        return inner(given, size, mode=mode)
+
+    monkeypatch.setattr(F, "interpolate", watched)
+    losses(sam, sample(), point_sample=50)
+    assert set(sides) == {32}

@@ -1,0 +1,275 @@
+"""Whose embeddings a student is to match, and what it starts with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sam_blvit.checkpoint import save_plain_sam, save_sam
+from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, TrainingDataConfig, override
+from sam_blvit.data.sources import training_source
+from sam_blvit.files import file_sha256
+from sam_blvit.model.build import build_sam
+from sam_blvit.model.sam import Sam
+from sam_blvit.train.teacher import (
+    TEACHER_KEY,
+    LiveTeacher,
+    load_student_and_teacher,
+    load_teacher,
+    teacher_for,
+    teacher_model,
+)
+from synthetic import write_flat
+
+Build = Callable[[Sam], Sam]
+DECODERS = ("prompt_encoder.", "mask_decoder.")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(fresh and want|takes prompt encoder|positions interpolated)")
+
+
+@pytest.fixture(autouse=True)
+def _tiny_models(
+    monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., ModelConfig], tiny_dense: Callable[..., ModelConfig]
+) -> None:
+    """The registry's small models, smaller still, and a dense one of another size."""
+    monkeypatch.setitem(MODELS, "blvit_tiny", tiny(name="blvit_tiny"))
+    monkeypatch.setitem(MODELS, "vit_tiny", tiny_dense())
+    monkeypatch.setitem(MODELS, "vit_h", tiny_dense(name="vit_h", dim=48, heads=3, layers=3, global_layers=(3,)))
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, randomize: Build) -> Path:
+    """A dense SAM of the student's size."""
+    return saved(randomize(build_sam(MODELS["vit_tiny"])), tmp_path / "teacher.safetensors")
+
+
+@pytest.fixture
+def large(tmp_path: Path, randomize: Build) -> Path:
+    """A dense SAM of another size."""
+    return saved(randomize(build_sam(MODELS["vit_h"])), tmp_path / "large.safetensors")
+
+
+def saved(sam: Sam, path: Path, **metadata: str) -> Path:
+    save_sam(sam, path, metadata=metadata)
+    return path
+
+
+def config(**options: Any) -> FinetuneConfig:
+    return FinetuneConfig(data=Path("data"), output=Path("run"), **options)
+
+
+def photographs(*sizes: tuple[int, int]) -> list[Tensor]:
+    return [torch.randint(0, 256, (3, *size)).float() for size in sizes]
+
+
+def equal(one: Sam, other: Sam, prefixes: tuple[str, ...]) -> bool:
+    theirs = other.state_dict()
+    return all(
+        torch.equal(value, theirs[name]) for name, value in one.state_dict().items() if name.startswith(prefixes)
+    )
+
+
+# who ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [("blvit_b_t", "vit_b"), ("blvit_l_s", "vit_l"), ("blvit_tiny", "vit_tiny"), ("vit_l", "vit_l")],
+)
+def test_the_same_teacher_is_the_dense_model_of_the_students_size(student: str, teacher: str) -> None:
+    assert teacher_model(config(model=student)) == teacher
+
+
+def test_a_teacher_may_be_named() -> None:
+    assert teacher_model(config(teacher_model="vit_h")) == "vit_h"
+
+
+# student and teacher at the start -----------------------------------------------------------------------------------
+
+
+def test_without_teacher_and_checkpoint_weights_are_fresh() -> None:
+    torch.manual_seed(3)
+    expected = build_sam(override(MODELS["blvit_tiny"], window=2)).state_dict()
+    torch.manual_seed(3)
+    student, teacher = load_student_and_teacher(config(window=2))
+    assert teacher is None
+    assert student.config == override(MODELS["blvit_tiny"], window=2)
+    assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
+
+
+def test_a_checkpoint_alone_is_gone_on_with(tmp_path: Path, randomize: Build) -> None:
+    before = randomize(build_sam(MODELS["blvit_tiny"]))
+    student, teacher = load_student_and_teacher(config(checkpoint=saved(before, tmp_path / "before.safetensors")))
+    assert teacher is None
+    assert equal(student, before, ("",))
+
+
+def test_a_student_starts_from_its_teacher(teacher: Path) -> None:
+    with pytest.warns(UserWarning, match="fresh and want distillation"):
+        student, its_teacher = load_student_and_teacher(config(teacher=teacher))
+    assert its_teacher is not None
+    assert student.config == MODELS["blvit_tiny"]
+    assert its_teacher.config == MODELS["vit_tiny"]
+    assert equal(its_teacher, student, ("",))
+
+
+def test_settings_of_the_run_are_the_students(teacher: Path) -> None:
+    settings = config(teacher=teacher, window=2, image_size=96, router_scores="two_class")
+    student, its_teacher = load_student_and_teacher(settings)
+    assert its_teacher is not None
+    assert (student.config.window, student.config.image_size, student.config.router_scores) == (2, 96, "two_class")
+    assert (its_teacher.config.window, its_teacher.config.image_size) == (4, 96)
+
+
+def test_the_teachers_images_are_as_large_as_the_students(tmp_path: Path, teacher: Path) -> None:
+    small = saved(build_sam(override(MODELS["vit_tiny"], image_size=64)), tmp_path / "small.safetensors")
+    student, its_teacher = load_student_and_teacher(config(teacher=small))
+    assert its_teacher is not None
+    assert its_teacher.config.image_size == student.config.image_size == 128
+
+
+def test_a_student_with_another_decoder_is_refused(tmp_path: Path, teacher: Path, refused: Callable[..., Any]) -> None:
+    other = saved(build_sam(MODELS["vit_tiny"]), tmp_path / "other.safetensors")
+    with refused(ValueError, r"other.safetensors has another prompt encoder or mask decoder than teacher .*start from"):
+        load_student_and_teacher(config(teacher=teacher, checkpoint=other))
+
+
+def test_a_student_of_this_teacher_keeps_its_own_decoder(tmp_path: Path, teacher: Path, randomize: Build) -> None:
+    trained = randomize(build_sam(MODELS["blvit_tiny"]))
+    path = saved(trained, tmp_path / "trained.safetensors", **{TEACHER_KEY: file_sha256(teacher)})
+    student, _ = load_student_and_teacher(config(teacher=teacher, checkpoint=path))
+    assert equal(student, trained, ("",))
+
+
+def test_a_student_of_another_teacher_is_refused(
+    tmp_path: Path, teacher: Path, randomize: Build, refused: Callable[..., Any]
+) -> None:
+    trained = randomize(build_sam(MODELS["blvit_tiny"]))
+    path = saved(trained, tmp_path / "trained.safetensors", **{TEACHER_KEY: "0" * 64})
+    with refused(ValueError, "another prompt encoder or mask decoder"):
+        load_student_and_teacher(config(teacher=teacher, checkpoint=path))
+
+
+# a teacher of another size ------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_of_another_size_lends_its_decoder(teacher: Path, large: Path) -> None:
+    settings = config(teacher=large, teacher_model="vit_h", checkpoint=teacher)
+    with pytest.warns(UserWarning, match="takes prompt encoder") as said:
+        student, its_teacher = load_student_and_teacher(settings)
+    assert its_teacher is not None
+    assert equal(student, its_teacher, DECODERS)
+    blocks = load_teacher(config(teacher=teacher), 128)
+    assert equal(blocks, student, ("image_encoder.",))
+    assert not equal(blocks, student, DECODERS)
+    (told,) = (str(warning.message) for warning in said if "takes prompt encoder" in str(warning.message))
+    assert told.startswith(f"blvit_tiny takes prompt encoder and mask decoder of teacher {large} (vit_h)")
+    assert "kd_only_steps of 5 % of the steps" in told
+    assert "\n" not in told
+
+
+def test_who_distils_alone_first_needs_no_advice(teacher: Path, large: Path) -> None:
+    settings = config(teacher=large, teacher_model="vit_h", checkpoint=teacher, kd_only_steps=5)
+    with pytest.warns(UserWarning, match="takes prompt encoder") as said:
+        load_student_and_teacher(settings)
+    (told,) = (str(warning.message) for warning in said if "takes prompt encoder" in str(warning.message))
+    assert told.endswith("(vit_h)")
+
+
+def test_a_plain_sam_gives_the_performance_blocks(tmp_path: Path, teacher: Path, large: Path) -> None:
+    plain = load_teacher(config(teacher=teacher), 128)
+    save_plain_sam(plain, tmp_path / "plain.pth")
+    settings = config(teacher=large, teacher_model="vit_h", checkpoint=tmp_path / "plain.pth")
+    with pytest.warns(UserWarning, match="fresh and want") as said:
+        student, _ = load_student_and_teacher(settings)
+    assert equal(plain, student, ("image_encoder.",))
+    assert any("takes prompt encoder" in str(warning.message) for warning in said)
+
+
+def test_a_student_of_a_teacher_of_another_size_keeps_its_own_decoder(
+    tmp_path: Path, large: Path, randomize: Build
+) -> None:
+    trained = randomize(build_sam(MODELS["blvit_tiny"]))
+    path = saved(trained, tmp_path / "trained.safetensors", **{TEACHER_KEY: file_sha256(large)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student, _ = load_student_and_teacher(config(teacher=large, teacher_model="vit_h", checkpoint=path))
+    assert equal(student, trained, ("",))
+
+
+def test_a_teacher_of_another_size_wants_a_checkpoint_beside_it(large: Path, refused: Callable[..., Any]) -> None:
+    with refused(ValueError, "teacher_model=vit_h is of another size .*a checkpoint of vit_tiny or blvit_tiny"):
+        load_student_and_teacher(config(teacher=large, teacher_model="vit_h"))
+
+
+def test_tokens_of_another_size_cannot_be_matched(teacher: Path, large: Path, refused: Callable[..., Any]) -> None:
+    settings = config(teacher=large, teacher_model="vit_h", checkpoint=teacher, distillation_layers=1.0)
+    with refused(ValueError, "distillation_layers=1.0: tokens of vit_h have another size than those of blvit_tiny"):
+        load_student_and_teacher(settings)
+
+
+# targets ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_is_what_the_teacher_makes_of_the_image_alone(randomize: Build) -> None:
+    sam = randomize(build_sam(MODELS["blvit_tiny"]))  # big.LITTLE: pads to whole windows only
+    images = photographs((128, 128), (60, 128), (128, 70), (50, 128))
+    target = LiveTeacher(sam).targets(images, [])
+    assert target.features == {}
+    for image, embedding in zip(images, target.embedding, strict=True):
+        torch.testing.assert_close(embedding, sam.encode_images([image])[0], rtol=1e-4, atol=1e-4)
+    together = sam.encode_images(images)  # in the largest padded size
+    assert not torch.allclose(together[1], target.embedding[1], atol=1e-2)
+
+
+def test_tokens_of_layers_come_too_on_the_square(randomize: Build) -> None:
+    sam = randomize(build_sam(MODELS["blvit_tiny"]))
+    images = photographs((128, 128), (60, 128))
+    features = LiveTeacher(sam, features_of=(2, 3)).targets(images, []).features
+    assert {layer: feature.shape for layer, feature in features.items()} == dict.fromkeys((2, 3), (2, 8, 8, 32))
+    alone = sam.image_encoder.encode(sam.preprocess(images[1])[None], features_of=(3,)).features[3]
+    torch.testing.assert_close(features[3][1, :4], alone[0], rtol=1e-4, atol=1e-4)
+    assert features[3][1, 4:].abs().sum() == 0
+
+
+def test_places_of_a_target_are_those_of_the_batch(randomize: Build) -> None:
+    teacher = LiveTeacher(randomize(build_sam(MODELS["vit_tiny"])), features_of=(2,))
+    target = teacher.targets(photographs((128, 128), (60, 128), (128, 30)), [])
+    part = target.of([2, 0])
+    assert torch.equal(part.embedding, target.embedding[[2, 0]])
+    assert torch.equal(part.features[2], target.features[2][[2, 0]])
+
+
+def test_a_teacher_learns_nothing(randomize: Build) -> None:
+    teacher = LiveTeacher(randomize(build_sam(MODELS["vit_tiny"])).train())
+    assert not teacher.targets(photographs((128, 128)), []).embedding.requires_grad
+    assert not any(parameter.requires_grad for parameter in teacher.sam.parameters())
+    assert not teacher.sam.training
+
+
+def test_bf16_targets_are_float32_and_nearly_the_same(randomize: Build) -> None:
+    sam = randomize(build_sam(MODELS["vit_tiny"]))
+    images = photographs((128, 128))
+    exact = LiveTeacher(sam).targets(images, []).embedding
+    target = LiveTeacher(sam, precision="bf16", features_of=(2,)).targets(images, [])
+    assert target.embedding.dtype == target.features[2].dtype == torch.float32
+    assert not torch.equal(target.embedding, exact)
+    assert torch.nn.functional.cosine_similarity(target.embedding, exact, dim=1).min() > 0.98
+
+
+@pytest.mark.parametrize(("weight", "layers"), [(0.0, []), (1.0, [2])])
+def test_tokens_after_global_layers_but_the_last_are_matched_if_asked(
+    tmp_path: Path, teacher: Path, weight: float, layers: list[int]
+) -> None:
+    settings = config(teacher=teacher, distillation_layers=weight)
+    student, its_teacher = load_student_and_teacher(settings)
+    source = training_source(TrainingDataConfig(data=write_flat(tmp_path / "data", range(1))))
+    live = teacher_for(settings, student, its_teacher, source, torch.device("cpu"))
+    assert isinstance(live, LiveTeacher)
+    assert list(live.targets(photographs((128, 128)), []).features) == layers
+    assert teacher_for(config(), student, None, source, torch.device("cpu")) is None

@@ -1,0 +1,55 @@
+"""tools/finetune.py with the registry's two small models smaller still, and a diary of what each step saw.
+
+Tests run it in processes of its own (tests/processes.py), so that it can be killed, signalled and joined with others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conftest import TINY
+from sam_blvit.cli import run
+from sam_blvit.config import MODELS, override
+from sam_blvit.data.samples import Sample
+from sam_blvit.finetune import finetune
+from sam_blvit.train import setup
+from sam_blvit.train.objective import StepPlan
+from sam_blvit.train.order import Batch
+from sam_blvit.train.step import Counts, Stepper
+
+
+class Watched(Stepper):
+    """A stepper that writes down which samples each step saw, once it has seen them."""
+
+    number = -1
+
+    def plan(self, counts: Counts, *, step: int, with_health: bool = False) -> StepPlan:
+        self.number = step
+        return super().plan(counts, step=step, with_health=with_health)
+
+    def step(self, batches: Sequence[Batch], plan: StepPlan, *, with_parts: bool = True) -> Any:
+        result = super().step(batches, plan, with_parts=with_parts)
+        seen = [[item.epoch, item.image_id] for batch in batches for item in batch if isinstance(item, Sample)]
+        with (Path(os.environ["DIARY"]) / f"{self.processes.rank}.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.number, "seen": seen}) + "\n")
+        return result
+
+
+def train(flags: list[str], environment: dict[str, str], said: Path) -> None:
+    """Run `tools/finetune.py` with `flags`; what it prints goes to the file `said`."""
+    os.environ.update(environment)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    torch.set_num_threads(1)
+    MODELS["blvit_tiny"] = override(TINY, name="blvit_tiny")
+    MODELS["vit_tiny"] = override(TINY, name="vit_tiny", routed_from=None, routers_after=(), little_layers=())
+    setup.Stepper = Watched  # type: ignore[misc]
+    run(finetune, flags)

@@ -1,0 +1,11 @@
+"""Draw a part of SA-1B, the paper's 2 % unless told otherwise: train.tsv and validation.tsv, lists of photographs.
+
+$ python tools/make_subset.py --data ROOT --output runs/subset
+$ python tools/finetune.py --data ROOT --manifest runs/subset/train.tsv --val-manifest runs/subset/validation.tsv ...
+"""
+
+from sam_blvit.cli import run
+from sam_blvit.data.draw import draw_subset
+
+if __name__ == "__main__":
+    run(draw_subset)
