@@ -73,7 +73,7 @@ def _sources(config: FinetuneConfig) -> tuple[Source, Source | None]:
     held = training_source(dataclasses.replace(config, manifest=config.val_manifest))
     if len(both := np.intersect1d(source.image_ids, held.image_ids)):
         raise ValueError(
-            f"val_manifest={config.val_manifest}: {len(both)} of its {len(held)} photographs are trained on, too, first "
-            f"{both[0]}; name the training photographs with manifest"
+            f"val_manifest={config.val_manifest}: {len(both)} of its {len(held)} photographs are trained on, too, "
+            f"first {both[0]}; name the training photographs with manifest"
         )
     return source, held

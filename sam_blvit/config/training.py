@@ -50,8 +50,8 @@ class TrainingDataConfig:
     """Which photographs and masks."""
 
     data: Path
-    """Directory of SA-1B: .tar files; sa_<id>.jpg and sa_<id>.json side by side; or images/ and annotations/ (or masks/),
-    perhaps each with train/ and val/. With `annotations`: the directory of the photographs."""
+    """Directory of SA-1B: .tar files; sa_<id>.jpg and sa_<id>.json side by side; or images/ and annotations/ (or
+    masks/), perhaps each with train/ and val/. With `annotations`: the directory of the photographs."""
     annotations: Path | None = None
     """Annotations of your own data in COCO's instance format."""
     manifest: Path | None = None
