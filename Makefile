@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS = $(shell $(BIN)/python -c "import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / 'data')")
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/sam-blvit segment $(PHOTOS)/coffee.png --box 160,15,420,300 --show-routing --output demo
@@ -15,6 +15,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/installed-dev
+	KILLS=30 $(BIN)/python -m pytest -s tests/test_finetune.py -k random_moments
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

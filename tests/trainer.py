@@ -6,6 +6,7 @@ Tests run it in processes of its own (tests/processes.py), so that it can be kil
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def train(flags: list[str], environment: dict[str, str], said: Path) -> None:
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of readers of data, as where nobody forked this process
     MODELS["blvit_tiny"] = override(TINY, name="blvit_tiny")
     MODELS["vit_tiny"] = override(TINY, name="vit_tiny", routed_from=None, routers_after=(), little_layers=())
     setup.Stepper = Watched  # type: ignore[misc]

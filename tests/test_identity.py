@@ -1,0 +1,120 @@
+"""What makes a run this run: settings and the contents of files, not where they lie or how the work is divided."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sam_blvit import __version__
+from sam_blvit.checkpoint import save_sam
+from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.data.sources import training_source
+from sam_blvit.distributed import Processes
+from sam_blvit.files import file_sha256
+from sam_blvit.model.build import build_sam
+from sam_blvit.train.identity import MAY_CHANGE, run_identity, run_origin
+from sam_blvit.train.state import changed
+from synthetic import write_flat
+
+Config = Callable[..., ModelConfig]
+
+OTHER: dict[str, Any] = {
+    "holdout": 1, "seed": 1, "teacher_model": "vit_b", "model": "vit_tiny", "image_size": 64, "precision": "bf16",
+    "window": 3, "router_scores": "two_class", "freeze": "performance", "warm_start": "layerwise",
+    "warm_start_images": 1, "warm_start_steps": 1, "masks_per_image": 1, "mask_side": 32, "point_sample": 9,
+    "prompts": "evs", "correction_rounds": 1, "smallest_crop": 0.5, "flip": True, "distillation_weight": 1.0,
+    "distillation_mse": 1.0, "distillation_layers": 1.0, "kd_only_steps": 1, "keep_ratios": (1.0,), "epochs": 1.0,
+    "schedule_steps": 9, "lr": 1.0, "encoder_lr": 1.0, "decoder_lr": 1.0, "prompt_lr": 1.0, "layer_decay": 0.5,
+    "drop_path": 0.5, "weight_decay": 0.5, "warmup_steps": 1, "clip_norm": 2.0, "ema": 0.5,
+}  # fmt: skip
+"""Another value of every setting that a run cannot go on under."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> FinetuneConfig:
+    """A run from a file of a teacher."""
+    write_flat(tmp_path / "data", range(3))
+    (tmp_path / "teacher.pth").write_bytes(b"a teacher")
+    return FinetuneConfig(data=tmp_path / "data", output=tmp_path / "run", teacher=tmp_path / "teacher.pth")
+
+
+def identity(config: FinetuneConfig) -> dict[str, Any]:
+    return run_identity(config, training_source(config))
+
+
+def test_every_setting_either_may_change_or_makes_another_run() -> None:
+    assert {field.name for field in dataclasses.fields(FinetuneConfig)} == set(MAY_CHANGE) | set(OTHER)
+    assert not set(MAY_CHANGE) & set(OTHER)
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHER) - {"freeze"}))
+def test_another_setting_is_another_run_and_named(settings: FinetuneConfig, name: str) -> None:
+    other = dataclasses.replace(settings, **{name: OTHER[name]})
+    assert changed(identity(settings), identity(other)) == [name]
+
+
+def test_freezing_is_another_run_and_keeps_the_hash_of_the_sam_inside(
+    settings: FinetuneConfig, tiny_dense: Config, tmp_path: Path
+) -> None:
+    save_sam(build_sam(tiny_dense()), tmp_path / "teacher.safetensors")
+    trains = dataclasses.replace(settings, teacher=tmp_path / "teacher.safetensors")
+    frozen = dataclasses.replace(trains, freeze="performance")
+    assert changed(identity(trains), identity(frozen)) == ["freeze", "sam_blvit.base_sha256"]
+
+
+def test_data_and_files_may_move_and_the_work_be_divided_otherwise(settings: FinetuneConfig, tmp_path: Path) -> None:
+    before = identity(settings)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    (tmp_path / "teacher.pth").rename(tmp_path / "renamed.pth")
+    moved = dataclasses.replace(
+        settings,
+        data=tmp_path / "elsewhere",
+        teacher=tmp_path / "renamed.pth",
+        output=tmp_path / "other",
+        batch_size=1,
+        accumulate=8,
+        workers=7,
+        sharding="fsdp",
+        checkpoint_layers=True,
+        max_steps=5,
+        log_every=1,
+    )
+    assert identity(moved) == before
+
+
+def test_another_teacher_under_the_same_name_is_another_run(settings: FinetuneConfig, tmp_path: Path) -> None:
+    before = identity(settings)
+    (tmp_path / "teacher.pth").write_bytes(b"another teacher")
+    assert changed(before, identity(settings)) == ["teacher_sha256"]
+
+
+def test_another_photograph_is_another_run(settings: FinetuneConfig) -> None:
+    before = identity(settings)
+    write_flat(settings.data, range(3, 4))
+    assert changed(before, identity(settings)) == ["data_sha256"]
+
+
+def test_a_preset_counts_by_what_it_fills_in(settings: FinetuneConfig) -> None:
+    paper = dataclasses.replace(
+        settings, preset="paper", batch_size=1, encoder_lr=None, decoder_lr=None, drop_path=None, keep_ratios=None
+    )
+    assert changed(identity(settings), identity(paper)) == ["decoder_lr", "drop_path", "encoder_lr", "keep_ratios"]
+
+
+def test_an_identity_survives_json(settings: FinetuneConfig) -> None:
+    assert json.loads(json.dumps(identity(settings))) == identity(settings)
+
+
+def test_an_origin_says_which_code_and_which_list_of_photographs(settings: FinetuneConfig, tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("0\n1\n")
+    origin = run_origin(dataclasses.replace(settings, manifest=tmp_path / "train.tsv"), Processes(rank=1, count=3))
+    assert origin["manifest_sha256"] == file_sha256(tmp_path / "train.tsv")
+    assert (origin["processes"], origin["version"], origin["torch"]) == (3, __version__, torch.__version__)
+    assert json.loads(json.dumps(origin)) == origin
+    assert run_origin(settings, Processes())["manifest_sha256"] is None
