@@ -135,9 +135,7 @@ def test_too_many_skipped_steps_end_the_run_and_name_the_file(
     assert [row["images"] for row in rows(tmp_path)] == [[1], [2]]
 
 
-def test_only_the_first_process_writes(
-    progress: Progress, tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_only_the_first_process_writes(progress: Progress, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     others = Processes(rank=1, count=1)
     count_bad_step([[sample(1)]], float("nan"), progress, config=config(tmp_path), processes=others)
     assert progress.bad_steps == 1

@@ -16,11 +16,13 @@ import torch
 
 from sam_blvit.config import (
     MODELS,
+    CacheConfig,
     CalibrationConfig,
     EvaluationConfig,
     FinetuneConfig,
     ModelConfig,
     ReportConfig,
+    SubsetConfig,
     check_keep_ratio,
     model_config,
     override,
@@ -298,3 +300,209 @@ def test_a_reports_words_without_a_flag_are_one_of_its_settings() -> None:
     fields = [field.name for field in dataclasses.fields(ReportConfig)]
     assert fields == ["runs", "output"]
     assert ReportConfig.positional in fields
+
+
+# training ------------------------------------------------------------------------------------------------------------
+
+TEACHER = {"teacher": Path("sam.pth")}
+
+
+def training(**settings: Any) -> FinetuneConfig:
+    return FinetuneConfig(**required(FinetuneConfig), **settings)
+
+
+def test_a_training_run_needs_data_and_a_place_alone() -> None:
+    assert set(required(FinetuneConfig)) == {"data", "output"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "batch_size", "rates", "drop_path", "keep_ratios"),
+    [
+        ("default", 8, (5e-4, 6.25e-5, 5e-5), 0.1, (0.0, 0.125, 0.25, 0.5, 1.0)),
+        ("paper", 1, (5e-4, 5e-4, 5e-4), 0.0, (0.25,)),
+    ],
+)
+def test_a_preset_is_a_reading_of_the_papers_line_on_optimisation(
+    preset: str, batch_size: int, rates: tuple[float, ...], drop_path: float, keep_ratios: tuple[float, ...]
+) -> None:
+    config = training(preset=preset)
+    assert config.batch_size == batch_size
+    assert (config.lr, config.encoder_lr, config.decoder_lr) == rates
+    assert (config.drop_path, config.keep_ratios) == (drop_path, keep_ratios)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 3),
+        ("lr", 0.0),
+        ("encoder_lr", 0.0),
+        ("decoder_lr", 1e-3),
+        ("drop_path", 0.2),
+        ("keep_ratios", (0.5, 0.75)),
+    ],
+)
+def test_what_is_named_wins_over_a_preset(preset: str, name: str, value: Any) -> None:
+    usual, config = training(preset=preset), training(preset=preset, **{name: value})
+    assert getattr(config, name) == value
+    others = {"batch_size", "lr", "encoder_lr", "decoder_lr", "drop_path", "keep_ratios"} - {name}
+    assert all(getattr(config, other) == getattr(usual, other) for other in others)
+
+
+@pytest.mark.parametrize(("batch_size", "masks"), [(1, 64), (2, 32), (4, 16), (8, 16)])
+def test_masks_are_64_a_step_of_a_process_and_at_least_16_an_image(batch_size: int, masks: int) -> None:
+    assert training(batch_size=batch_size).masks_per_image == masks
+    assert training(batch_size=batch_size, masks_per_image=5).masks_per_image == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "validates"),
+    [
+        ({}, False),
+        ({"holdout": 2}, True),
+        ({"val_manifest": Path("val.tsv")}, True),
+        ({"val_annotations": Path("lvis.json"), "val_images": Path("val2017")}, True),
+    ],
+)
+def test_a_run_validates_where_there_is_something_to_validate_with(settings: dict[str, Any], validates: bool) -> None:
+    assert training(**settings).validates is validates
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "accumulate", "batch_size", "checkpoint_every", "log_every", "masks_per_image", "mask_side", "max_bad_steps",
+        "max_steps", "schedule_steps", "val_limit", "warm_start_images", "warm_start_steps", "window",
+    ],
+)  # fmt: skip
+def test_what_must_be_positive_is_refused_at_0(name: str, refused: Refused) -> None:
+    with refused(ValueError, f"^{name}=0 is not a positive number$"):
+        training(**{name: 0})
+    assert getattr(training(**{name: 1}), name) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "correction_rounds", "decoder_lr", "distillation_weight", "encoder_lr", "holdout", "lr", "picture_every",
+        "point_sample", "prompt_lr", "warmup_steps", "weight_decay", "workers",
+    ],
+)  # fmt: skip
+def test_what_may_be_0_is_refused_below(name: str, refused: Refused) -> None:
+    with refused(ValueError, f"^{name}=-1 is negative$"):
+        training(**{name: -1})
+    assert getattr(training(**{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("name", ["distillation_mse", "distillation_layers", "kd_only_steps", "validate_every"])
+def test_what_may_be_0_and_wants_another_setting_is_refused_below(name: str, refused: Refused) -> None:
+    with refused(ValueError, f"^{name}=-1 is negative$"):
+        training(**TEACHER, holdout=1, **{name: -1})
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "distillation_weight"])
+def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
+    with refused(ValueError, f"^{name}=nan is not a number from 0 up$"):
+        training(**{name: math.nan})
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"preset": "sam"}, "preset='sam' is not one of default, paper"),
+        ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
+        ({"freeze": "encoder"}, "freeze='encoder' is not one of none, performance"),
+        ({"precision": "fp16"}, "precision='fp16' is not one of fp32, bf16"),
+        ({"prompts": "sam2"}, "prompts='sam2' is not one of mixed, sam11, evs"),
+        ({"router_scores": "sigmoid"}, "router_scores='sigmoid' is not one of window, two_class"),
+        ({"sharding": "zero"}, "sharding='zero' is not one of ddp, fsdp"),
+        ({"warm_start": "all"}, "warm_start='all' is not one of none, layerwise"),
+        ({"resume": "always"}, "resume='always' is not one of auto, never"),
+        ({"epochs": 0}, "epochs=0 is not a positive number; the paper's is 10"),
+        ({"epochs": math.nan}, "epochs=nan is not a positive number"),
+        ({"clip_norm": 0}, "clip_norm=0 is not a positive number"),
+        ({"smallest_crop": 0}, "smallest_crop=0 is outside (0, 1]"),
+        ({"smallest_crop": 1.5}, "smallest_crop=1.5 is outside (0, 1]"),
+        ({"layer_decay": 0}, "layer_decay=0 is outside (0, 1]"),
+        ({"drop_path": 1}, "drop_path=1 is outside [0, 1)"),
+        ({"drop_path": -0.1}, "drop_path=-0.1 is outside [0, 1)"),
+        ({"ema": 1}, "ema=1 is outside [0, 1)"),
+        ({"ema": math.nan}, "ema=nan is outside [0, 1)"),
+        ({"keep_ratios": ()}, "keep_ratios is empty; the paper's is 0.25"),
+        ({"keep_ratios": (0.25, 1.5)}, "keep_ratio=1.5 is not a number in [0, 1]"),
+        (
+            {"annotations": Path("coco.json"), "manifest": Path("train.tsv")},
+            "manifest=train.tsv lists photographs in SA-1B's layout; leave it out beside annotations",
+        ),
+        (
+            {"annotations": Path("coco.json"), "val_manifest": Path("val.tsv")},
+            "val_manifest=val.tsv lists SA-1B's photographs; use holdout beside annotations",
+        ),
+        (
+            {"kd_only_steps": 5, "distillation_mse": 0.1},
+            "distillation_mse, kd_only_steps: no effect without a teacher; name its checkpoint with teacher",
+        ),
+        ({"teacher_cache": Path("cache")}, "teacher_cache: no effect without a teacher"),
+        ({"distillation_layers": 1.0}, "distillation_layers: no effect without a teacher"),
+        (
+            {**TEACHER, "teacher_cache": Path("cache"), "flip": True},
+            "teacher_cache holds embeddings of whole photographs; leave out flip and smallest_crop",
+        ),
+        (
+            {**TEACHER, "teacher_cache": Path("cache"), "smallest_crop": 0.5},
+            "teacher_cache holds embeddings of whole photographs; leave out flip and smallest_crop",
+        ),
+        (
+            {**TEACHER, "teacher_cache": Path("cache"), "distillation_layers": 1.0},
+            "teacher_cache holds final embeddings alone; leave out distillation_layers",
+        ),
+        (
+            {"val_annotations": Path("lvis.json")},
+            "val_annotations=lvis.json wants val_images, where its photographs are",
+        ),
+        (
+            {"validate_every": 100},
+            "validate_every=100: nothing to validate with; add holdout, val_manifest or val_annotations",
+        ),
+        ({"warm_start": "layerwise"}, "warm_start: wants a trained SAM to start from; name teacher or checkpoint"),
+        (
+            {"freeze": "performance", "warm_start": "layerwise"},
+            "warm_start, freeze: wants a trained SAM to start from; name teacher or checkpoint",
+        ),
+    ],
+)
+def test_a_training_run_refuses_what_makes_no_sense(settings: dict[str, Any], told: str, refused: Refused) -> None:
+    with refused(ValueError, f"^{re.escape(told)}"):
+        training(**settings)
+
+
+@pytest.mark.parametrize("start", ["teacher", "checkpoint"])
+def test_freezing_and_warming_up_start_from_a_teacher_or_a_checkpoint(start: str) -> None:
+    assert training(freeze="performance", warm_start="layerwise", **{start: Path("sam.pth")}).freeze == "performance"
+
+
+def test_embeddings_are_kept_of_a_teacher_alone(refused: Refused) -> None:
+    with refused(ValueError, "teacher is not given: name the checkpoint of the SAM whose embeddings are to be kept"):
+        CacheConfig(**required(CacheConfig))
+    assert CacheConfig(**required(CacheConfig), **TEACHER).shard_images == 500
+
+
+def test_a_shard_without_images_is_refused(refused: Refused) -> None:
+    with refused(ValueError, "shard_images=0 is not a positive number"):
+        CacheConfig(**required(CacheConfig), **TEACHER, shard_images=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"unit": "mask"}, "unit='mask' is not one of tar, image"),
+        ({"fraction": 0.0}, "fraction=0.0 is outside (0, 1]; the paper's is 0.02"),
+        ({"fraction": 1.5}, "fraction=1.5 is outside (0, 1]"),
+        ({"validation": -1}, "validation=-1 is negative"),
+        ({"seed": -1}, "seed=-1 is negative"),
+    ],
+)
+def test_a_subset_refuses_what_makes_no_sense(settings: dict[str, Any], told: str, refused: Refused) -> None:
+    with refused(ValueError, re.escape(told)):
+        SubsetConfig(**required(SubsetConfig), **settings)

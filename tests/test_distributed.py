@@ -100,6 +100,7 @@ def test_only_rank_0_is_the_first() -> None:
 TOGETHER = """
 import json, sys, time
 from pathlib import Path
+import torch
 from torch import distributed
 from sam_blvit.distributed import joined_processes
 
@@ -111,6 +112,11 @@ with joined_processes() as processes:
         (directory / "from 1").touch()
     processes.wait()
     seen["waited"] = (directory / "from 1").exists()
+    mine = torch.tensor([1.0 + processes.rank, 10.0])
+    seen["total"], seen["mine"] = processes.total(mine).tolist(), mine.tolist()
+    seen["gathered"] = processes.gathered({"of": processes.rank, "words": ["any", "thing"]})
+    processes.from_first(mine)
+    seen["from first"] = mine.tolist()
     if processes.first:
         start = time.monotonic()
         try:
@@ -157,6 +163,30 @@ def test_processes_of_torchrun_join_and_one_is_the_first(two: list[dict[str, Any
 
 def test_nobody_goes_on_before_everybody_is_there(two: list[dict[str, Any]]) -> None:
     assert all(seen["waited"] for seen in two)
+
+
+def test_a_sum_is_over_all_processes_and_the_same_in_each(two: list[dict[str, Any]]) -> None:
+    assert [seen["total"] for seen in two] == [[3.0, 20.0]] * 2
+
+
+def test_a_sum_leaves_what_was_summed_as_it_was(two: list[dict[str, Any]]) -> None:
+    assert [seen["mine"] for seen in two] == [[1.0, 10.0], [2.0, 10.0]]
+
+
+def test_what_is_gathered_is_everybodys_in_the_order_of_ranks(two: list[dict[str, Any]]) -> None:
+    assert [seen["gathered"] for seen in two] == [[{"of": rank, "words": ["any", "thing"]} for rank in range(2)]] * 2
+
+
+def test_values_from_the_first_process_overwrite_everybodys(two: list[dict[str, Any]]) -> None:
+    assert [seen["from first"] for seen in two] == [[1.0, 10.0]] * 2
+
+
+def test_alone_a_process_sums_gathers_and_takes_over_its_own() -> None:
+    alone, values = Processes(), torch.tensor([1.0, 2.0])
+    assert alone.total(values) is values
+    assert alone.gathered("mine") == ["mine"]
+    alone.from_first(values)
+    assert values.tolist() == [1.0, 2.0]
 
 
 def test_who_waits_for_one_that_ended_is_told_soon_in_one_line(two: list[dict[str, Any]]) -> None:

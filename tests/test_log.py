@@ -11,8 +11,8 @@ import pytest
 from sam_blvit.train.log import Log
 
 
-def log(output: Path, **options: bool) -> Log:
-    return Log(output, **{"writes": True, "tensorboard": False, **options}, step=0)
+def log(output: Path, *, step: int = 0, **options: bool) -> Log:
+    return Log(output, **{"writes": True, "tensorboard": False, **options}, step=step)
 
 
 def lines(output: Path) -> list[dict[str, object]]:
@@ -50,6 +50,19 @@ def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
+
+
+def test_where_a_run_goes_on_tensorboard_forgets_the_steps_after_and_no_other(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start in (0, 2):
+        mine = log(tmp_path, tensorboard=True, step=start)
+        for step in range(start + 1, start + 4):
+            mine.write(step, {"loss": 10.0 * start + step})
+        mine.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(1, 1), (2, 2), (3, 23), (4, 24), (5, 25)]
 
 
 def test_tensorboard_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

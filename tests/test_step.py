@@ -36,9 +36,7 @@ def batch(tmp_path: Path) -> Batch:
     """A square photograph with one mask, and a wide one with two."""
     write_flat(tmp_path / "data", range(1), size=(64, 64), masks=1)
     write_flat(tmp_path / "data", range(1, 2), size=(32, 64), masks=2)
-    dataset = TrainingSamples(
-        training_source(config(tmp_path)), image_size=128, mask_side=32, masks_per_image=2
-    )
+    dataset = TrainingSamples(training_source(config(tmp_path)), image_size=128, mask_side=32, masks_per_image=2)
     return [dataset[0, index] for index in range(2)]
 
 
@@ -168,9 +166,7 @@ def test_a_gradient_that_is_no_number_leaves_everything_as_it_was_bit_for_bit(
     assert all(value.grad is None for value in stepper.parameters)
 
 
-def test_after_a_skipped_step_the_next_learns_as_if_it_had_not_been(
-    tiny: Config, tmp_path: Path, batch: Batch
-) -> None:
+def test_after_a_skipped_step_the_next_learns_as_if_it_had_not_been(tiny: Config, tmp_path: Path, batch: Batch) -> None:
     skipping, straight = (stepper_of(tiny(), config(tmp_path)) for _ in range(2))
     learn(skipping, broken(batch))
     learn(skipping, batch)
@@ -185,9 +181,7 @@ def test_one_broken_batch_of_several_skips_the_whole_step(tiny: Config, tmp_path
     assert all(torch.equal(one, other) for one, other in zip(everything(stepper), before, strict=True))
 
 
-def test_accumulated_batches_have_the_gradient_and_the_loss_of_one(
-    tiny: Config, tmp_path: Path, batch: Batch
-) -> None:
+def test_accumulated_batches_have_the_gradient_and_the_loss_of_one(tiny: Config, tmp_path: Path, batch: Batch) -> None:
     results = []
     for batches in ([batch], [batch[:1], batch[1:]]):
         stepper = stepper_of(tiny(), config(tmp_path))
@@ -203,9 +197,7 @@ def test_damaged_photographs_are_learned_nothing_from(tiny: Config, tmp_path: Pa
     assert all(torch.equal(one, other) for one, other in zip(everything(alone), everything(beside), strict=True))
 
 
-def test_parts_of_the_loss_are_joined_only_where_they_are_asked_for(
-    tiny: Config, tmp_path: Path, batch: Batch
-) -> None:
+def test_parts_of_the_loss_are_joined_only_where_they_are_asked_for(tiny: Config, tmp_path: Path, batch: Batch) -> None:
     stepper = stepper_of(tiny(), config(tmp_path))
     plan = stepper.plan(stepper.count([batch]), step=0)
     assert stepper.step([batch], plan, with_parts=False).parts == {}

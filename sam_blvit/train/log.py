@@ -52,4 +52,4 @@ def _board(output: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("tensorboard is not installed; pip install tensorboard, or leave out --tensorboard") from error
-    return SummaryWriter(str(output / "tensorboard"), purge_step=step)
+    return SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)

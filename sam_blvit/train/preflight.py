@@ -177,9 +177,8 @@ def _disk(training: Training) -> tuple[int, int]:
     trained = sum(value.numel() * value.element_size() for value in training.stepper.parameters)
     average = trained if training.config.ema else 0
     checkpoint = model + 2 * trained + average  # AdamW keeps two moments
-    return (KEPT + 2) * checkpoint + 2 * model, shutil.disk_usage(
-        training.config.output
-    ).free  # the best, one in writing
+    needed = (KEPT + 2) * checkpoint + 2 * model  # besides those kept the best, and one in writing
+    return needed, shutil.disk_usage(training.config.output).free
 
 
 def _device(training: Training) -> str:
