@@ -132,11 +132,11 @@ def _call(parse: Callable[[], Action]) -> None:
     except (ValueError, OSError) as error:
         _fail(str(error))
     except MemoryError as error:
-        _fail(f"out of memory ({error}); decode or load less at once")
+        _fail(f"out of memory ({error}); take less at once")
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
             raise
-        _fail(f"{error}; decode or load less at once")
+        _fail(f"{error}; take less at once: fewer prompts, or in training a smaller batch or --checkpoint-layers")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -31,36 +31,47 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return once every process is here; ValueError, soon, if one of them ended before."""
-        if self.count == 1:
-            return
-        try:
-            distributed.barrier()
-        except RuntimeError as error:
-            raise ValueError(
-                "another process of this run has ended, and its message says why; go on with --resume, nothing is lost"
-            ) from error
+        """Return once every process is here.
+
+        This and what follows raise ValueError, soon, if one of the others ended before.
+        """
+        if self.count > 1:
+            with _others_are_there():
+                distributed.barrier()
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over all processes, in each of them."""
-        if self.count == 1:
-            return values
         total = values.clone()
-        distributed.all_reduce(total)
+        if self.count > 1:
+            with _others_are_there():
+                distributed.all_reduce(total)
         return total
 
     def from_first(self, values: Tensor) -> None:
         """Overwrite `values` with those of the first process."""
         if self.count > 1:
-            distributed.broadcast(values, src=0)
+            with _others_are_there():
+                distributed.broadcast(values, src=0)
 
     def gathered(self, item: Anything) -> list[Anything]:
         """`item` of every process, in the order of their ranks, in each of them."""
         if self.count == 1:
             return [item]
         items: list[Anything | None] = [None] * self.count
-        distributed.all_gather_object(items, item)
+        with _others_are_there():
+            distributed.all_gather_object(items, item)
         return items  # type: ignore[return-value]
+
+
+@contextmanager
+def _others_are_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(
+            "another process of this run has ended, and its message says why; what was saved is kept: start the run "
+            "again (an evaluation with --resume), and it goes on"
+        ) from error
 
 
 @contextmanager

@@ -22,9 +22,19 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would keep the file to its writer
+        to_disk(temporary)  # else a machine that goes down may leave the name and lose the content
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def to_disk(path: str | Path) -> None:
+    """Return once what was written to `path`, a file or a directory, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -344,7 +344,7 @@ def test_too_little_memory_is_one_line_with_a_remedy(capsys: pytest.CaptureFixtu
     def greedy(config: Numbers) -> None:
         raise error
 
-    assert "; decode or load less at once" in failing([], capsys, lambda args: run(greedy, args))
+    assert "; take less at once" in failing([], capsys, lambda args: run(greedy, args))
 
 
 def test_our_own_mistakes_keep_their_traceback() -> None:

@@ -57,7 +57,7 @@ def test_vectors_positions_and_gates_take_no_weight_decay(tiny: Callable[..., Mo
 
 
 def test_the_rate_warms_up_linearly_and_falls_to_a_hundredth() -> None:
-    rates = [schedule(step, length=110, warmup_steps=10) for step in range(111)]
+    rates = [schedule(step, length=110, warmup=10) for step in range(111)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.505)
@@ -66,13 +66,13 @@ def test_the_rate_warms_up_linearly_and_falls_to_a_hundredth() -> None:
 
 
 def test_a_short_schedule_warms_up_for_a_tenth_of_it() -> None:
-    rates = [schedule(step, length=20, warmup_steps=1000) for step in range(3)]
+    rates = [schedule(step, length=20, warmup=1000) for step in range(3)]
     assert rates[:2] == [0.5, 1.0]
     assert rates[2] == pytest.approx(1.0)
 
 
 def test_a_schedule_of_few_steps_needs_no_warm_up() -> None:
-    assert schedule(0, length=3, warmup_steps=1000) == pytest.approx(1.0)
+    assert schedule(0, length=3, warmup=1000) == pytest.approx(1.0)
 
 
 def test_rates_are_shares_of_their_peaks(tiny: Callable[..., ModelConfig]) -> None:
@@ -123,3 +123,17 @@ def test_a_moving_average_follows_the_weights_at_its_decay(tiny: Callable[..., M
     average.update(sam)
     torch.testing.assert_close(average.values[name], before + (1 - 0.9**2))
     assert not any(name.startswith("mask_decoder") for name in average.values)
+
+
+def test_a_schedule_in_samples_is_the_one_in_steps() -> None:
+    by_step = [schedule(step, length=110, warmup=10) for step in range(110)]
+    by_sample = [schedule(8 * step, length=880, warmup=80, stride=8) for step in range(110)]
+    assert by_sample == pytest.approx(by_step)
+
+
+def test_matrices_of_the_decoder_take_weight_decay_but_for_its_tokens(tiny: Callable[..., ModelConfig]) -> None:
+    sam = build_sam(tiny())
+    decay = {id(p): group["weight_decay"] for group in trained(sam, config()) for p in group["params"]}
+    matrices = {name for name, p in sam.mask_decoder.named_parameters() if p.dim() > 1}
+    undecayed = {name for name in matrices if decay[id(sam.mask_decoder.get_parameter(name))] == 0}
+    assert undecayed == {"iou_token.weight", "mask_tokens.weight"}

@@ -215,16 +215,6 @@ def test_each_image_of_a_shape_keeps_its_factors_and_features(new_sam: Callable[
                 torch.testing.assert_close(encoding.embedding[i], alone.embedding[0], rtol=1e-4, atol=1e-4)
 
 
-def test_one_shape_for_all_is_sams_square(new_sam: Callable[..., Sam]) -> None:
-    sam, images = new_sam(), mixed_images()
-    square = torch.stack([sa.Sam.preprocess(sam, image) for image in images])
-    with torch.no_grad():
-        ((places, encoding),) = sam.encode_by_shape(images, one_shape=True)
-        torch.testing.assert_close(encoding.embedding, sam.image_encoder(square))
-    assert places == [0, 1, 2, 3]
-    assert encoding.layout.grid == (8, 8)
-
-
 # gradients -----------------------------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,13 @@ def test_pixels_are_those_that_counting_finds() -> None:
         assert [tuple(pixel) for pixel in chosen.tolist()] == [true[math.floor(u * len(true))] for u in us]
 
 
+def test_a_draw_that_is_rounded_up_to_1_is_the_last_pixel() -> None:
+    regions = torch.zeros(1, 4, 4, dtype=torch.bool)
+    regions[0, 1, :3] = True
+    pixels, _ = uniform_pixels(regions, torch.tensor([[1 - 2**-53]], dtype=torch.float64).float())
+    assert pixels.tolist() == [[[2, 1]]]
+
+
 def test_an_empty_region_is_said_and_disturbs_no_other() -> None:
     regions = torch.zeros(2, 4, 4, dtype=torch.bool)
     regions[1, 2, 3] = True
@@ -137,6 +144,12 @@ def test_each_mask_and_round_has_its_own_places_whatever_is_beside_it() -> None:
     torch.testing.assert_close(places(logits[1:], [6]), both[1:])
     assert not torch.equal(places(logits[:1].expand(2, -1, -1, -1), [5, 6])[1], both[0])
     assert not torch.equal(places(logits, [5, 6], round_number=1), both)
+
+
+def test_places_are_drawn_and_masks_looked_up_without_waiting_for_the_device() -> None:
+    chosen = places(torch.empty(2, 3, 8, 8, device="meta"), [5, 6])  # has no values: to ask for one is an error
+    assert chosen.is_meta
+    assert mask_at_places(torch.empty(2, 16, 16, dtype=torch.bool, device="meta"), chosen).is_meta
 
 
 def test_without_anything_unsure_places_are_uniform() -> None:

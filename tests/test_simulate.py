@@ -142,8 +142,8 @@ def asked_again(answer: Tensor, target: Tensor, seed: int = 0) -> Prompts:
     prompts = Prompts(
         torch.arange(len(target)),
         tuple(range(len(target))),
-        torch.zeros(len(target), 2, 2),
-        torch.ones(len(target), 2).long(),
+        torch.zeros(len(target), 2, 2, device=target.device),
+        torch.ones(len(target), 2, device=target.device).long(),
         Heads.SINGLE,
     )
     draws = torch.rand(len(target), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -183,9 +183,22 @@ def test_a_mask_without_an_error_gets_a_token_that_is_no_point_beside_others_poi
     assert asked_again(answer, target).labels[:, 2].tolist() == [-1, 1]
 
 
-def test_without_any_error_no_token_is_added() -> None:
+def test_without_any_error_all_get_a_token_that_is_no_point() -> None:
     target = torch.rand(2, SIDE, SIDE) > 0.5
-    assert asked_again(target[:, :48, :64], target).labels.shape == (2, 2)
+    again = asked_again(target[:, :48, :64], target)
+    assert again.labels.tolist() == [[1, 1, -1], [1, 1, -1]]
+    assert again.coords.shape == (2, 3, 2)
+
+
+@pytest.mark.parametrize("style", ["mixed", "sam11", "evs"])
+def test_first_prompts_are_drawn_without_waiting_for_the_device(style: str) -> None:
+    masks = sample(100).masks.to("meta")  # has no values: to ask for one is an error
+    assert all(group.coords.is_meta and group.labels.is_meta for group in drawn(replace(sample(100), masks=masks), style))
+
+
+def test_new_points_are_drawn_without_waiting_for_the_device() -> None:
+    target = torch.zeros(3, SIDE, SIDE, dtype=torch.bool, device="meta")
+    assert asked_again(target[:, :48, :64], target).labels.shape == (3, 3)
 
 
 def test_mixed_prompts_end_with_a_round_without_a_new_point() -> None:

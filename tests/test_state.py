@@ -13,9 +13,10 @@ from sam_blvit.config import FinetuneConfig, ModelConfig
 from sam_blvit.distributed import Processes
 from sam_blvit.model.build import build_sam
 from sam_blvit.train.optim import MovingAverage, freeze, optimizer_for
-from sam_blvit.train.state import Checkpoints, Progress, State, changed, read_progress
+from sam_blvit.train.state import Checkpoints, OtherRun, Progress, State, read_progress
 
 Config = Callable[..., ModelConfig]
+IDENTITY = {"lr": 0.1}
 
 
 def fresh(tiny: Config, *, average: bool = False, seed: int = 0) -> State:
@@ -39,7 +40,7 @@ def learn(state: State) -> None:
 
 
 def progress(step: int, **options: object) -> Progress:
-    return Progress(identity={"lr": 0.1}, origin={}, step=step, samples=8 * step, **options)  # type: ignore[arg-type]
+    return Progress(identity=IDENTITY, origin={}, step=step, samples=8 * step, **options)  # type: ignore[arg-type]
 
 
 def moments(state: State) -> list[torch.Tensor]:
@@ -66,7 +67,7 @@ def test_a_state_comes_back_bit_for_bit(tiny: Config, checkpoints: Checkpoints, 
     state = fresh(tiny, average=average)
     checkpoints.save(state, progress(3, damaged={"7": "gone"}))
     other = fresh(tiny, average=average, seed=1)
-    assert checkpoints.load_newest(other) == progress(3, damaged={"7": "gone"})
+    assert checkpoints.load_newest(other, IDENTITY) == progress(3, damaged={"7": "gone"})
     assert_same(state, other)
     learn(state)  # and goes on alike
     torch.manual_seed(0)
@@ -80,12 +81,12 @@ def test_frozen_parameters_are_in_it_too(tiny: Config, checkpoints: Checkpoints)
         state.student.mask_decoder.iou_token.weight.fill_(7)
     checkpoints.save(state, progress(1))
     other = fresh(tiny, seed=1)
-    checkpoints.load_newest(other)
+    checkpoints.load_newest(other, IDENTITY)
     assert (other.student.mask_decoder.iou_token.weight == 7).all()
 
 
 def test_without_a_checkpoint_there_is_none_to_load(tiny: Config, checkpoints: Checkpoints) -> None:
-    assert checkpoints.load_newest(fresh(tiny)) is None
+    assert checkpoints.load_newest(fresh(tiny), IDENTITY) is None
     assert checkpoints.found() == []
 
 
@@ -116,7 +117,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tiny: Config, checkpoints: Ch
         (newest / "run.json").write_text("{")
     other = fresh(tiny, seed=1)
     with pytest.warns(UserWarning, match="step_00000002 does not load"):
-        assert checkpoints.load_newest(other) == progress(1)
+        assert checkpoints.load_newest(other, IDENTITY) == progress(1)
     assert_same(saved, other)
 
 
@@ -125,9 +126,9 @@ def test_where_none_loads_the_run_does_not_start_anew(tiny: Config, checkpoints:
     (checkpoints.found()[0] / "run.json").unlink()
     with (
         pytest.warns(UserWarning, match="does not load"),
-        pytest.raises(ValueError, match=r"none of 1 checkpoints in .* loads; name another output, or remove it"),
+        pytest.raises(ValueError, match=r"none of 1 checkpoints in .* loads; name another output"),
     ):
-        checkpoints.load_newest(fresh(tiny))
+        checkpoints.load_newest(fresh(tiny), IDENTITY)
 
 
 def test_what_a_killed_process_left_unfinished_is_neither_found_nor_in_the_way(
@@ -150,5 +151,47 @@ def test_saving_the_same_step_again_changes_nothing(tiny: Config, checkpoints: C
     assert [read_progress(path).step for path in checkpoints.found()] == [1]
 
 
-def test_settings_that_differ_are_named() -> None:
-    assert changed({"lr": 1, "seed": 0}, {"lr": 2, "seed": 0, "new": 1}) == ["lr", "new"]
+def test_a_run_with_other_settings_is_not_loaded(tiny: Config, checkpoints: Checkpoints) -> None:
+    checkpoints.save(fresh(tiny), progress(1))
+    state = fresh(tiny, seed=1)
+    before = {name: value.clone() for name, value in state.student.state_dict().items()}
+    with pytest.raises(OtherRun, match=r"other settings \(lr 0.1 there, 0.2 here\); name another output"):
+        checkpoints.load_newest(state, {"lr": 0.2})
+    assert all(torch.equal(state.student.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_checkpoint_that_was_passed_over_is_put_aside(tiny: Config, checkpoints: Checkpoints) -> None:
+    """Else it would count as one of the newest two, and push out what does load."""
+    state = fresh(tiny)
+    checkpoints.save(state, progress(1))
+    for step in (3, 4):
+        checkpoints.save(state, progress(step))
+    (tmp,) = [path for path in checkpoints.found() if path.name.endswith("4")]
+    next(tmp.glob("*.distcp")).unlink()
+    with pytest.warns(UserWarning, match="step_00000004 does not load"):
+        assert checkpoints.load_newest(state, IDENTITY) == progress(3)
+    checkpoints.save(state, progress(4))
+    assert checkpoints.load_newest(state, IDENTITY) == progress(4)
+
+
+def test_before_the_first_step_nothing_counts_as_one(tiny: Config, checkpoints: Checkpoints) -> None:
+    torch.manual_seed(0)
+    student = build_sam(tiny())
+    optimizer = optimizer_for(student, FinetuneConfig(data=Path("data"), output=Path("run")))
+    checkpoints.save(State(student, optimizer, None), progress(0))
+    assert all(moments["step"] == 0 for moments in optimizer.state.values())
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_older_checkpoints(
+    tiny: Config, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = fresh(tiny)
+    checkpoints.save(state, progress(1))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sam_blvit.train.state.checkpoint.save", full)
+    with pytest.raises(ValueError, match=r"step_00000002 cannot be written .*No space left.* GiB are free; make room"):
+        checkpoints.save(state, progress(2))
+    assert [path.name for path in (checkpoints.output / "checkpoints").iterdir()] == ["step_00000001"]

@@ -336,6 +336,10 @@ class FinetuneConfig(TeacherConfig):
             raise ValueError(
                 f"val_manifest={self.val_manifest} lists SA-1B's photographs; use holdout beside annotations"
             )
+        if self.holdout and self.val_manifest is not None:
+            raise ValueError(
+                f"holdout={self.holdout} and val_manifest={self.val_manifest}: choose one to validate with"
+            )
         if self.validate_every and not self.validates:
             raise ValueError(
                 f"validate_every={self.validate_every}: nothing to validate with; add holdout, val_manifest or "

@@ -53,20 +53,16 @@ class Sam(OriginalSam):
         *,
         branch_scale: Tensor | None = None,
         features_of: Collection[int] = (),
-        one_shape: bool = False,
     ) -> list[tuple[list[int], Encoding]]:
         """Encode resized `images`, each (3, h, w) with pixels 0 to 255, in its own padded size: so that no image's
         embedding depends on the others of a batch.
 
         Returns, for each padded size there is, the places of its images in `images` and their encoding.
-        `branch_scale` (B, layers, 2) and `features_of` are `ImageEncoder.encode`'s. `one_shape`: all are padded to
-        SAM's square instead and come in one group, as every process must call FSDP2's layers equally often.
+        `branch_scale` (B, layers, 2) and `features_of` are `ImageEncoder.encode`'s.
         """
-        side = self.image_encoder.img_size
         groups: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(images):
-            size = (side, side) if one_shape else self.image_encoder.padded_size(*image.shape[-2:])
-            groups.setdefault(size, []).append(place)
+            groups.setdefault(self.image_encoder.padded_size(*image.shape[-2:]), []).append(place)
         return [
             (
                 places,

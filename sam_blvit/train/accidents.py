@@ -16,10 +16,14 @@ from sam_blvit.train.state import Progress
 BAD_STEPS_FILE = "bad_steps.jsonl"
 
 
+class TooMany(ValueError):
+    """More went wrong than a run may have; the message is one line."""
+
+
 def count_damaged(batches: Sequence[Batch], progress: Progress, *, total: int, processes: Processes) -> None:
     """Take the photographs of `batches` that could not be used into `progress`, of all processes.
 
-    ValueError where they are more than 1 in 1,000 of `total`.
+    TooMany where they are more than one, and more than 1 in 1,000 of `total`.
     """
     mine = {str(item.image_id): item.reason for batch in batches for item in batch if isinstance(item, Damaged)}
     for theirs in processes.gathered(mine):
@@ -27,10 +31,10 @@ def count_damaged(batches: Sequence[Batch], progress: Progress, *, total: int, p
             if image_id not in progress.damaged and processes.first:
                 warnings.warn(f"left out: {reason}", stacklevel=2)
             progress.damaged[image_id] = reason
-    if len(progress.damaged) > MAX_BAD_SHARE * total:
-        raise ValueError(
+    if len(progress.damaged) > max(1, MAX_BAD_SHARE * total):
+        raise TooMany(
             f"{len(progress.damaged)} of {total} photographs cannot be used, more than {MAX_BAD_SHARE:.1%}; the last: "
-            f"{list(progress.damaged.values())[-1]}; mend them, or name their ids in a file for exclude"
+            f"{list(progress.damaged.values())[-1]}; mend them and start again, or start anew without them (exclude)"
         )
 
 
@@ -39,7 +43,7 @@ def count_bad_step(
 ) -> None:
     """Take a step that was skipped into `progress`, and write its photographs beside the log.
 
-    ValueError where `config.max_bad_steps` is reached.
+    TooMany where `config.max_bad_steps` is reached.
     """
     ids = [item.image_id for batch in batches for item in batch if isinstance(item, Sample)]
     images = [image_id for theirs in processes.gathered(ids) for image_id in theirs]
@@ -49,7 +53,7 @@ def count_bad_step(
         append_json(path, {"step": progress.step, "gradient_norm": norm, "images": images})
         warnings.warn(f"step {progress.step} skipped: its gradient's norm is {norm}", stacklevel=2)
     if progress.bad_steps >= config.max_bad_steps:
-        raise ValueError(
-            f"{progress.bad_steps} steps had a gradient that is no number; {path} names their images; try a lower "
-            "--lr, or --precision fp32"
+        raise TooMany(
+            f"{progress.bad_steps} steps had a gradient that is no number; {path} names their images; start anew from "
+            "an earlier model with a lower --lr or --precision fp32, or go on with a higher --max-bad-steps"
         )

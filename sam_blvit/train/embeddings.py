@@ -146,7 +146,7 @@ class KeptEmbeddings:
         cls, directory: Path, *, teacher_sha256: str, image_size: int, image_ids: NDArray[np.int64]
     ) -> KeptEmbeddings:
         """The cache in `directory` for a run on photographs `image_ids`; ValueError, one line, if it is of another
-        teacher, transform or image size, is not complete, or lacks some of them."""
+        teacher, transform or image size, is not complete, or lacks some of them or found some damaged."""
         header = _read_header(directory)
         wanted = {
             "format": FORMAT,
@@ -168,6 +168,12 @@ class KeptEmbeddings:
             raise ValueError(
                 f"teacher_cache {directory} lacks {len(lacking)} of the {len(image_ids)} photographs of this run, "
                 f"first {lacking[0]}; write it with the same data, manifest and exclude"
+            )
+        if damaged := [image_id for image_id in image_ids.tolist() if image_id in kept.damaged]:
+            raise ValueError(
+                f"teacher_cache {directory}: {len(damaged)} of the {len(image_ids)} photographs of this run were "
+                f"damaged when it was written, first {damaged[0]} ({kept.damaged[damaged[0]]}); name their ids in a "
+                "file for exclude"
             )
         return kept
 

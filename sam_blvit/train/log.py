@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,13 @@ class Log:
 
 def append_json(path: Path, row: dict[str, Any]) -> None:
     """Add `row` to a file of JSON lines; numbers that are none are written as text."""
-    with path.open("a") as file:
-        file.write(json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False) + "\n")
+    line = json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False) + "\n"
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # what a kill cut short stays a line of its own
+                line = "\n" + line
+        file.write(line.encode())
 
 
 def _plain(value: Any) -> Any:

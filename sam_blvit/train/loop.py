@@ -16,7 +16,7 @@ from sam_blvit.checkpoint import save_sam
 from sam_blvit.config import FinetuneConfig
 from sam_blvit.data.samples import Sample
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.accidents import count_bad_step, count_damaged
+from sam_blvit.train.accidents import TooMany, count_bad_step, count_damaged
 from sam_blvit.train.identity import run_identity, run_origin
 from sam_blvit.train.interrupt import REQUEUE, Interrupt
 from sam_blvit.train.log import Log
@@ -25,7 +25,7 @@ from sam_blvit.train.order import Batch
 from sam_blvit.train.parallel import whole
 from sam_blvit.train.pictures import draw_step
 from sam_blvit.train.setup import Training
-from sam_blvit.train.state import Checkpoints, Progress, changed
+from sam_blvit.train.state import Checkpoints, Progress, writing
 from sam_blvit.train.step import StepResult
 from sam_blvit.train.teacher import TEACHER_KEY
 
@@ -61,14 +61,19 @@ class Loop:
             unit="step",
             disable=None if training.processes.first else True,
         )
-        with training.batches(start=self.progress.samples, steps=steps) as batches:
-            for _ in shown:
-                last = self.progress.step + 1 == end
-                result = self._step(batches, logged=last or (self.progress.step + 1) % config.log_every == 0)
-                if result.parts:
-                    shown.set_postfix(loss=f"{result.parts['loss']:.3f}")
-                self._after(last=last)
-        self.progress.finished = self.progress.step >= self.length
+        try:
+            with training.batches(start=self.progress.samples, steps=steps) as batches:
+                for _ in shown:
+                    last = self.progress.step + 1 == end
+                    result = self._step(batches, logged=last or (self.progress.step + 1) % config.log_every == 0)
+                    if result.parts:
+                        shown.set_postfix(loss=f"{result.parts['loss']:.3f}")
+                    self._after(last=last)
+        except TooMany:
+            self.save()  # what was learnt until then
+            raise
+        if not steps:
+            self._export(self._model(), MODEL_FILE)  # a kill may have come between its checkpoint and this
 
     def _step(self, batches: Iterator[Batch], *, logged: bool) -> StepResult:
         config, progress, stepper = self.training.config, self.progress, self.training.stepper
@@ -80,7 +85,7 @@ class Loop:
             self._leave()
         if counts.damaged:
             count_damaged(mine, progress, total=len(self.training.source), processes=self.training.processes)
-        set_rates(stepper.optimizer, schedule(progress.step, length=self.length, warmup_steps=config.warmup_steps))
+        set_rates(stepper.optimizer, self._rate_share())
         plan = stepper.plan(counts, step=progress.step, with_health=logged)
         result = stepper.step(mine, plan, with_parts=logged)
         progress.step += 1
@@ -107,26 +112,39 @@ class Loop:
 
     def save(self) -> None:
         """Everything that the run needs to go on, and the model as it is for everybody else."""
-        training = self.training
-        self.progress.finished = self.progress.step >= self.length
-        model = self._model()
-        if training.processes.first:
-            self._export(model, MODEL_FILE)
-        self.checkpoints.save(training.state, self.progress)
+        self.checkpoints.save(self.training.state, self.progress)
+        self._export(self._model(), MODEL_FILE)
+
+    def _rate_share(self) -> float:
+        """Of the peak learning rates, in this step. Where epochs count, so do samples: a run may go on with another
+        number of them a step."""
+        config, progress = self.training.config, self.progress
+        if config.schedule_steps is not None:
+            return schedule(progress.step, length=config.schedule_steps, warmup=config.warmup_steps)
+        return schedule(
+            progress.samples,
+            length=config.epochs * len(self.training.source),
+            warmup=progress.warmup_samples,
+            stride=self.training.images_a_step,
+        )
 
     def _model(self) -> Sam:
         average = self.training.state.average
         return whole(self.training.student, {} if average is None else average.values)
 
     def _export(self, model: Sam, name: str) -> None:
+        """Write `model` for the registry, or what it has beyond the SAM it was made from."""
         config, path = self.training.config, self.training.config.output / name
+        if not self.training.processes.first:
+            return
         metadata = {"step": str(self.progress.step)}
         if config.teacher is not None:
             metadata[TEACHER_KEY] = self.progress.identity[TEACHER_KEY]
-        if config.freeze == "performance":
-            save_adapter(model, path, base_sha256=self.progress.identity[BASE_KEY], metadata=metadata)
-        else:
-            save_sam(model, path, metadata=metadata)
+        with writing(path):
+            if config.freeze == "performance":
+                save_adapter(model, path, base_sha256=self.progress.identity[BASE_KEY], metadata=metadata)
+            else:
+                save_sam(model, path, metadata=metadata)
 
     def _validate(self) -> None:
         assert self.validate is not None
@@ -137,8 +155,7 @@ class Loop:
             print(f"step {self.progress.step}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
         if self.progress.best_score is None or scores["score"] > self.progress.best_score:
             self.progress.best_score, self.progress.best_step = scores["score"], self.progress.step
-            if self.training.processes.first:
-                self._export(model, BEST_FILE)
+            self._export(model, BEST_FILE)
 
     def _leave(self) -> None:
         """Save, and end with the code that asks to be started again."""
@@ -209,17 +226,23 @@ def schedule_length(config: FinetuneConfig, images: int, images_a_step: int, pro
 def _progress(training: Training, checkpoints: Checkpoints) -> Progress:
     """Where the run goes on: its newest checkpoint that loads, or the start."""
     config, processes = training.config, training.processes
-    fresh = Progress(identity=run_identity(config, training.source), origin=run_origin(config, processes))
-    if config.resume == "never" and checkpoints.found():
+    fresh = Progress(
+        identity=run_identity(config, training.source),
+        origin=run_origin(config, processes),
+        warmup_samples=config.warmup_steps * training.images_a_step,
+    )
+    there = checkpoints.found()
+    if config.resume == "never" and there:
         raise ValueError(f"resume=never: {config.output} holds a run; name another output or remove it")
-    found = checkpoints.load_newest(training.state)
+    for name in (MODEL_FILE, BEST_FILE):
+        if not there and (config.output / name).exists():
+            raise ValueError(
+                f"{config.output / name} is there without a run's checkpoints, and would be overwritten; name another "
+                "output, or move it"
+            )
+    found = checkpoints.load_newest(training.state, fresh.identity)
     if found is None:
         return fresh
-    if differing := changed(found.identity, fresh.identity):
-        raise ValueError(
-            f"{config.output} holds a run with other settings ({', '.join(differing)}); name another output, or "
-            "remove it"
-        )
     if processes.first:
         print(f"going on after step {found.step}")
     return replace(found, origin=fresh.origin)

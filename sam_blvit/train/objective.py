@@ -41,6 +41,8 @@ class StepPlan:
     tokens: float
     """Tokens of the step that lie on a photograph."""
     processes: int
+    encodings: int = 0
+    """With FSDP2: how often each process runs the encoder for a batch, as every layer wants all of them at once."""
     with_masks: bool = True
     """False: distillation alone."""
     with_health: bool = False
@@ -73,10 +75,12 @@ class Objective(nn.Module):
         health: dict[str, float] = {}
         loss = self._nothing()
         self.student.image_encoder.keep_ratio = plan.keep_ratio
+        encodings = 0
         if samples:
-            loss = loss + plan.processes * self._loss(samples, plan, parts, health)
-        elif self.config.sharding == "fsdp":
-            loss = loss + self._empty_turn()
+            of_samples, encodings = self._loss(samples, plan, parts, health)
+            loss = loss + plan.processes * of_samples
+        for _ in range(plan.encodings - encodings):
+            loss = loss + self._idle_encoding()
         return Outcome(loss=loss, parts={name: value.detach() for name, value in parts.items()}, health=health)
 
     def _nothing(self) -> Tensor:
@@ -86,16 +90,17 @@ class Objective(nn.Module):
         local = [p.to_local() if hasattr(p, "to_local") else p for p in trained]  # FSDP2 shards some
         return 0.0 * torch.stack([value.sum().float() for value in local]).sum()
 
-    def _empty_turn(self) -> Tensor:
-        """Zero, after a run of the encoder: with FSDP2 every process must call every layer."""
-        side = self.student.image_encoder.img_size
+    def _idle_encoding(self) -> Tensor:
+        """Zero, after a run of the encoder on the smallest image: while other processes run it on one of theirs."""
+        size = self.student.image_encoder.padded_size(1, 1)
         with self._autocast():
-            ((_, encoding),) = self.student.encode_by_shape([torch.zeros(3, side, side, device=self.student.device)])
+            ((_, encoding),) = self.student.encode_by_shape([torch.zeros(3, *size, device=self.student.device)])
         return 0.0 * encoding.embedding.sum()
 
     def _loss(
         self, samples: list[Sample], plan: StepPlan, parts: dict[str, Tensor], health: dict[str, float]
-    ) -> Tensor:
+    ) -> tuple[Tensor, int]:
+        """The loss of `samples`, and how often the encoder ran for it."""
         images = [sample.image.to(self.student.device).float() for sample in samples]
         teacher = self._teacher[0]
         target = None if teacher is None else teacher.targets(images, samples)
@@ -104,7 +109,6 @@ class Objective(nn.Module):
                 images,
                 branch_scale=self._branch_scale(samples),
                 features_of=() if target is None else tuple(target.features),
-                one_shape=self.config.sharding == "fsdp",
             )
         losses = []
         for places, encoding in groups:
@@ -120,7 +124,7 @@ class Objective(nn.Module):
                 health.update(router_health(encoding, valid))
         loss = torch.stack(losses).sum()
         parts["loss"] += loss.detach()
-        return loss
+        return loss, len(groups)
 
     def _masks(self, sample: Sample, embedding: Tensor, plan: StepPlan, parts: dict[str, Tensor]) -> Tensor:
         with self._autocast():

@@ -16,7 +16,15 @@ LAST_SHARE = 0.01
 """Learning rate at the end, as a share of its peak."""
 WARMUP_SHARE = 0.1
 """Most of the schedule that warm-up takes."""
-UNDECAYED = ("pos_embed", "rel_pos", "no_mask_embed", "not_a_point_embed", "point_embeddings", "token")
+UNDECAYED = (
+    "pos_embed",
+    "rel_pos",
+    "no_mask_embed",
+    "not_a_point_embed",
+    "point_embeddings",
+    "iou_token",
+    "mask_tokens",
+)
 """Parts of names of matrices that take no weight decay: positions and embeddings."""
 
 
@@ -71,12 +79,15 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["peak_lr"] * share
 
 
-def schedule(step: int, *, length: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate at `step` of `length`, counted from 0."""
-    warmup = min(warmup_steps, round(WARMUP_SHARE * length))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, length - warmup))
+def schedule(position: float, *, length: float, warmup: float, stride: float = 1) -> float:
+    """Share of the peak learning rate at `position` of `length`, counted from 0, in steps or in samples.
+
+    `stride`: from one step's position to the next's. Warm-up takes `warmup`, at most a tenth of `length`.
+    """
+    warmup = min(warmup, WARMUP_SHARE * length)
+    if position + stride <= warmup:
+        return (position + stride) / warmup
+    progress = min(1.0, max(0.0, position - warmup) / max(1, length - warmup))
     return LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sam_blvit.data.samples import Damaged
+from sam_blvit.data.samples import Damaged, Sample
+from sam_blvit.data.sources import MAX_BAD_SHARE
 from sam_blvit.measure.flops import FLOP_PER_MAC, sam_macs
 from sam_blvit.measure.latency import processor
 from sam_blvit.train.loop import schedule_length
-from sam_blvit.train.setup import Training
+from sam_blvit.train.setup import Training, some_of
 from sam_blvit.train.state import KEPT, Progress
 
 GIB = 2**30
@@ -106,11 +107,14 @@ def _learning(training: Training) -> tuple[float, float]:
 
 
 def _looked_at(training: Training) -> dict[str, Any]:
-    count = min(LOOKED_AT, len(training.dataset))
     start = time.perf_counter()
-    items = [training.dataset[0, index] for index in range(count)]
-    seconds = time.perf_counter() - start
+    items = some_of(training.dataset, LOOKED_AT, seed=training.config.seed)
+    seconds, count = time.perf_counter() - start, len(items)
     damaged = [item.reason for item in items if isinstance(item, Damaged)]
+    if len(damaged) > max(1, MAX_BAD_SHARE * len(training.dataset)):
+        raise ValueError(
+            f"{len(damaged)} of {count} photographs looked at are damaged, first: {damaged[0]}; mend the data"
+        )
     return {
         "photographs": len(training.dataset),
         "looked_at": count,
@@ -124,6 +128,8 @@ def _measured(training: Training, keep_ratio: float) -> dict[str, float]:
     stepper, device = training.stepper, training.device
     with training.batches(start=0, steps=1) as batches:
         mine = list(batches)
+    if not any(isinstance(item, Sample) for batch in mine for item in batch):
+        raise ValueError("no photograph of the first step can be used; mend the data")
     plan = replace(stepper.plan(stepper.count(mine), step=training.config.kd_only_steps), keep_ratio=keep_ratio)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from sam_blvit.data.samples import Sample
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.losses import Heads, MaskLoss, Truth, answer_of, compare, mask_loss
-from sam_blvit.train.sampling import Draws, Purpose, loss_places
+from sam_blvit.train.sampling import Draws, Purpose, loss_places, on_device
 from sam_blvit.train.simulate import Prompts, add_error_points, draw_prompts, plan_rounds
 
 Decoder = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor]"]
@@ -56,10 +56,10 @@ def mask_losses(
         image_size=sam.image_encoder.img_size,
         point_sample=point_sample,
     )
-    sample = replace(sample, masks=sample.masks.to(device))
+    sample = replace(sample, masks=on_device(sample.masks, device))
     groups = draw_prompts(sample, prompts, image_size=game.image_size, draws=draws)
-    losses = [game.loss(group, Truth(sample.masks[group.masks.to(device)], sample.valid)) for group in groups]
-    order = torch.cat([group.masks for group in groups]).argsort().to(device)
+    losses = [game.loss(group, Truth(sample.masks[on_device(group.masks, device)], sample.valid)) for group in groups]
+    order = on_device(torch.cat([group.masks for group in groups]).argsort(), device)
     return _per_field(lambda *values: torch.cat(values)[order], losses)
 
 

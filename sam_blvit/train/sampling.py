@@ -54,15 +54,21 @@ class Draws:
         return np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, self.image_id], spawn_key=words))
 
 
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the CPU on `device`; a GPU need not first catch up with all it was told, as for a plain copy."""
+    return values.to(device, non_blocking=device.type == "cuda")
+
+
 def uniform_pixels(regions: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """The floor(u * count)-th pixel of each region, for uniform `draws` u (P, Q) float64 on the CPU.
 
-    `regions` (P, h, w) bool, on any device. Returns column and row of the pixels (P, Q, 2), and which regions have a
+    `regions` (P, h, w) bool, on any device, which is asked for no value. Returns column and row of the pixels (P, Q, 2), and which regions have a
     pixel at all (P,); both on the regions' device. An empty region's pixel means nothing.
     """
     counts = regions.sum(dim=-1, dtype=torch.int32)  # (P, h)
     upto = counts.cumsum(dim=-1)
-    place = (draws * upto[:, -1:].cpu()).long().to(regions.device)  # (P, Q)
+    draws = on_device(draws.float() if regions.device.type == "mps" else draws, regions.device)  # mps has no float64
+    place = (draws * upto[:, -1:]).long().minimum(upto[:, -1:] - 1)  # (P, Q); a float32 u may be rounded up to 1
     row = torch.searchsorted(upto, place, right=True).clamp(max=regions.shape[1] - 1)
     within = place - (upto - counts).gather(1, row)
     lines = regions[torch.arange(len(regions), device=regions.device)[:, None], row]  # (P, Q, w)
@@ -93,8 +99,8 @@ def loss_places(
     common = torch.from_numpy(draws.image(round_number, Purpose.LOSS).random((wanted, 2), dtype=np.float32))
     shifts = np.stack([rng.random(2, dtype=np.float32) for rng in draws.masks(ann_ids, round_number, Purpose.LOSS)])
     device = logits.device
-    places = (common.to(device) + torch.from_numpy(shifts).to(device)[:, None]) % 1  # (P, wanted, 2)
-    places = places * torch.tensor(covered[::-1], device=device)
+    places = (on_device(common, device) + on_device(torch.from_numpy(shifts), device)[:, None]) % 1  # (P, wanted, 2)
+    places = places * on_device(torch.tensor(covered[::-1]), device)
     candidates, others = places.split([OVERSAMPLING * count, count - unsure], dim=1)
     with torch.no_grad():
         sureness = at_places(logits, candidates).abs().amin(dim=(1, 2))  # (P, 3 count)
@@ -119,7 +125,8 @@ def mask_at_places(masks: Tensor, places: Tensor) -> Tensor:
     value = places.new_zeros(places.shape[:2])
     for right in (0, 1):
         for lower in (0, 1):
-            column, row = (low.long() + torch.tensor([right, lower], device=low.device)).clamp(0, side - 1).unbind(-1)
+            pixel = low.long() + on_device(torch.tensor([right, lower]), low.device)
+            column, row = pixel.clamp(0, side - 1).unbind(-1)
             weight = (share if right else 1 - share)[..., 0] * (share if lower else 1 - share)[..., 1]
             value += weight * masks.flatten(1).gather(1, row * side + column)
     return value[:, None, None]

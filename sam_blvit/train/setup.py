@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from sam_blvit.config import FinetuneConfig
-from sam_blvit.data.samples import Sample, TrainingSamples
+from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import Source
 from sam_blvit.distributed import Processes, pick_device
 from sam_blvit.model.sam import Sam
@@ -22,8 +23,10 @@ from sam_blvit.train.step import Stepper
 from sam_blvit.train.teacher import load_student_and_teacher, teacher_for
 from sam_blvit.train.warm_start import warm_start
 
-RECOMPILES = 64
+RECOMPILES = 256
 """Shapes a layer is compiled for, at most: keep ratios times forms of photographs."""
+SOME = 0x50E
+"""Counter that tells the draw of a look at the data from the order of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def prepare(config: FinetuneConfig, source: Source, processes: Processes, *, war
     encoder = student.image_encoder
     encoder.checkpoint_layers = config.checkpoint_layers
     if config.compile:
-        torch._dynamo.config.recompile_limit = RECOMPILES
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = RECOMPILES
         for block in encoder.blocks:
             block.compile()
     freeze(student, config)
@@ -108,11 +111,16 @@ def _dataset(config: FinetuneConfig, source: Source, student: Sam) -> TrainingSa
     )
 
 
+def some_of(dataset: TrainingSamples, count: int, *, seed: int) -> list[Sample | Damaged]:
+    """At most `count` items of `dataset`, drawn by `seed`."""
+    order = np.random.default_rng([seed, SOME]).permutation(len(dataset))
+    return [dataset[0, int(index)] for index in order[:count]]
+
+
 def _warm_start(student: Sam, dataset: TrainingSamples, config: FinetuneConfig, processes: Processes) -> None:
     """Every process does the same, so that none waits; what the first came to counts."""
     assert config.batch_size is not None
-    count = min(config.warm_start_images, len(dataset))
-    samples = [dataset[0, index] for index in range(count)]
+    samples = some_of(dataset, config.warm_start_images, seed=config.seed)
     say = print if processes.first else lambda _: None
     images = [sample.image for sample in samples if isinstance(sample, Sample)]
     options = {"steps": config.warm_start_steps, "batch_size": config.batch_size, "seed": config.seed}

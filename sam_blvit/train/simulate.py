@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sam_blvit.data.samples import Sample
 from sam_blvit.train.losses import Heads, Truth
-from sam_blvit.train.sampling import Draws, Purpose, pixel_centres, uniform_pixels
+from sam_blvit.train.sampling import Draws, Purpose, on_device, pixel_centres, uniform_pixels
 
 NOT_A_POINT, OFF, ON, FIRST_CORNER, LAST_CORNER = -1, 0, 1, 2, 3
 """Labels of a prompt's tokens; SAM's prompt encoder knows them by these numbers."""
@@ -97,13 +97,11 @@ def draw_prompts(sample: Sample, style: str, *, image_size: int, draws: Draws) -
 def add_error_points(prompts: Prompts, answer: Tensor, truth: Truth, *, image_size: int, draws: Tensor) -> Prompts:
     """`prompts` with one more point each, uniform where `answer` (P, h, w) bool is wrong.
 
-    `draws` (P, 1), as in `uniform_pixels`. A mask without an error gets a token that is no point; where none has one
-    nothing is added.
+    `draws` (P, 1), as in `uniform_pixels`. A mask without an error gets a token that is no point, and so do all where
+    none has one: to find that out the CPU would have to wait for the answers.
     """
     target = truth.covered
     pixels, wrong = uniform_pixels(answer ^ target, draws)
-    if not wrong.any():
-        return prompts
     column, row = pixels[:, 0].unbind(-1)
     missed = target[torch.arange(len(target), device=target.device), row, column]
     label = torch.where(wrong, torch.where(missed, ON, OFF), NOT_A_POINT)
@@ -139,13 +137,12 @@ def _corners(sample: Sample, masks: Tensor, noise: Tensor, image_size: int) -> t
     device = sample.masks.device
     height, width = sample.image.shape[-2:]
     boxes = noisy_boxes(sample.boxes.cpu()[masks], noise.float(), size=(height, width), image_size=image_size)
-    labels = torch.tensor([FIRST_CORNER, LAST_CORNER], device=device).expand(len(masks), 2)
-    return boxes.view(-1, 2, 2).to(device), labels
+    labels = on_device(torch.tensor([FIRST_CORNER, LAST_CORNER]), device).expand(len(masks), 2)
+    return on_device(boxes.view(-1, 2, 2), device), labels
 
 
 def _points(sample: Sample, masks: Tensor, places: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-    pixels, found = uniform_pixels(sample.masks[masks.to(sample.masks.device)], places)
-    assert found.all(), f"image {sample.image_id}: a mask without a pixel was drawn"
+    pixels, _ = uniform_pixels(sample.masks[on_device(masks, sample.masks.device)], places)  # no mask is empty
     coords = pixel_centres(pixels, sample.masks.shape[-1], image_size)
     coords = torch.cat([coords, torch.zeros_like(coords[:, :1])], dim=1)
     labels = torch.full(coords.shape[:2], ON, device=coords.device)

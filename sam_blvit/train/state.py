@@ -9,27 +9,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from sam_blvit.distributed import Processes
-from sam_blvit.files import first_line, write_json
+from sam_blvit.files import first_line, to_disk, write_json
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.optim import MovingAverage
 
 DIRECTORY = "checkpoints"
 PREFIX = "step_"
-UNFINISHED = ".unfinished_"
+UNFINISHED, DAMAGED = ".unfinished_", ".damaged_"
+"""Before the names of what is not to be found."""
 PROGRESS = "run.json"
 KEPT = 2
 
@@ -51,7 +54,8 @@ class Progress:
     """Photographs that could not be used, by id, and why."""
     best_score: float | None = None
     best_step: int | None = None
-    finished: bool = False
+    warmup_samples: int = 0
+    """Samples of the warm-up, by the images a step that the run began with."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,11 @@ class State:
 
     def tensors(self) -> dict[str, Any]:
         """All of them by name, for PyTorch's distributed checkpoint."""
+        untouched = not self.optimizer.state
         model, optimizer = get_state_dict(self.student, self.optimizer)
+        if untouched:  # PyTorch has made a step of nothing, to have moments to name: it must not count
+            for moments in self.optimizer.state.values():
+                moments["step"].zero_()
         average: dict[str, Tensor] = {} if self.average is None else self.average.values
         return {"model": model, "optimizer": optimizer, "average": average}
 
@@ -81,6 +89,10 @@ class State:
         )
 
 
+class OtherRun(ValueError):
+    """A checkpoint of a run with other settings; the message is one line."""
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints in the directory of a run."""
@@ -89,42 +101,77 @@ class Checkpoints:
     processes: Processes
 
     def save(self, state: State, progress: Progress) -> None:
-        """Write everything under another name, then give it its own; remove what is not to be kept."""
+        """Write everything under another name, then give it its own; remove what is not to be kept.
+
+        ValueError, one line, where the disk does not take it; older checkpoints stay.
+        """
         final = self._directory / f"{PREFIX}{progress.step:08d}"
-        if final.is_dir():  # the same step again, say after a signal: nothing has changed
+        if self.processes.gathered(final.is_dir())[0]:  # the same step again, say after a signal: nothing has changed
             return
         temporary = self._directory / f"{UNFINISHED}{final.name}"
-        if self.processes.first:
-            for left in self._directory.glob(f"{UNFINISHED}*"):
-                shutil.rmtree(left)
-            temporary.mkdir(parents=True)
-        self.processes.wait()
-        with _alone_is_fine():
-            checkpoint.save(state.tensors(), checkpoint_id=temporary)
-        self.processes.wait()
-        if self.processes.first:
-            write_json(temporary / PROGRESS, asdict(progress))
-            os.replace(temporary, final)
-            self._remove_old(progress)
+        with writing(final):
+            if self.processes.first:
+                for left in self._directory.glob(f"{UNFINISHED}*"):
+                    shutil.rmtree(left)
+                temporary.mkdir(parents=True)
+            self.processes.wait()
+            try:
+                with _alone_is_fine():
+                    checkpoint.save(state.tensors(), checkpoint_id=temporary)
+                self.processes.wait()
+                if self.processes.first:
+                    write_json(temporary / PROGRESS, asdict(progress))
+                    os.replace(temporary, final)
+                    to_disk(self._directory)
+                    self._remove_old(progress)
+            except BaseException:
+                if self.processes.first:
+                    shutil.rmtree(temporary, ignore_errors=True)  # a full disk wants the room
+                raise
         self.processes.wait()
 
-    def load_newest(self, state: State) -> Progress | None:
-        """Take over the newest checkpoint that loads, saying of each newer one why not; None if there is none."""
-        found = self.found()
-        for directory in reversed(found):
+    def load_newest(self, state: State, identity: dict[str, Any]) -> Progress | None:
+        """Take over the newest checkpoint that loads; None if there is none.
+
+        Of each newer one it is said why it does not load, and it is put aside under another name. ValueError where
+        the run has another `identity`, or where none loads.
+        """
+        names = self.processes.gathered([directory.name for directory in self.found()])[0]
+        damaged: list[Path] = []
+        for directory in (self._directory / name for name in reversed(names)):
+            progress = self._read(directory)
             try:
-                progress = read_progress(directory)
+                if isinstance(progress, Exception):
+                    raise progress
+                _check_identity(progress.identity, identity, self.output)
                 state.load(directory)
+            except OtherRun:
+                raise
             except (Exception, CheckpointException) as error:  # damage shows itself as anything
+                damaged.append(directory)
                 if self.processes.first:
                     warnings.warn(f"checkpoint {directory} does not load ({_reason(error)})", stacklevel=2)
                 continue
+            if self.processes.first:
+                for other in damaged:
+                    os.replace(other, other.with_name(f"{DAMAGED}{other.name}_{time.time_ns()}"))
+            self.processes.wait()
             return progress
-        if found:
-            raise ValueError(
-                f"none of {len(found)} checkpoints in {self._directory} loads; name another output, or remove it"
-            )
+        if names:
+            raise ValueError(f"none of {len(names)} checkpoints in {self._directory} loads; name another output")
         return None
+
+    def _read(self, directory: Path) -> Progress | Exception:
+        """The progress in `directory`, or what is wrong with it, as the first process finds it."""
+        found: Progress | Exception | None = None
+        if self.processes.first:
+            try:
+                found = read_progress(directory)
+            except Exception as error:
+                found = error
+        first = self.processes.gathered(found)[0]
+        assert first is not None
+        return first
 
     def found(self) -> list[Path]:
         """Finished checkpoints, the oldest first."""
@@ -148,9 +195,24 @@ def read_progress(directory: Path) -> Progress:
     return Progress(**json.loads((directory / PROGRESS).read_text()))
 
 
-def changed(before: dict[str, Any], now: dict[str, Any]) -> Sequence[str]:
-    """Names of the settings in which two runs differ."""
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+def _check_identity(before: dict[str, Any], now: dict[str, Any], output: Path) -> None:
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if names:
+        differing = ", ".join(f"{name} {before.get(name)!r:.20} there, {now.get(name)!r:.20} here" for name in names)
+        raise OtherRun(f"{output} holds a run with other settings ({differing}); name another output, or remove it")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever fails while `path` is written becomes a ValueError, one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
+        free = shutil.disk_usage(path.parents[1]).free / 2**30
+        raise ValueError(
+            f"{path} cannot be written ({_reason(error)}), {free:.1f} GiB are free; make room and start again: the run "
+            "goes on from its last checkpoint"
+        ) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 from sam_blvit.config import FinetuneConfig, ModelConfig
 from sam_blvit.data.samples import Damaged, Sample
 from sam_blvit.distributed import Processes
+from sam_blvit.model.sam import Sam
 from sam_blvit.train.objective import Objective, Outcome, StepPlan, tokens_along
 from sam_blvit.train.optim import MovingAverage
 from sam_blvit.train.order import Batch
@@ -41,6 +42,8 @@ class Counts:
     damaged: float
     asked_to_stop: bool
     """Whether a scheduler asked any of the processes."""
+    encodings: int = 0
+    """Shapes of images in a batch of any process, at most; counted for FSDP2 alone."""
 
 
 @dataclass
@@ -67,16 +70,31 @@ class Stepper:
             sum(isinstance(item, Damaged) for batch in batches for item in batch),
             stop,
         ]
-        total = self.processes.total(torch.tensor(here, dtype=torch.float64, device=self.device)).tolist()
-        return Counts(masks=total[0], tokens=total[1], damaged=total[2], asked_to_stop=total[3] > 0)
+        total = self.processes.total(
+            torch.tensor(here, dtype=torch.float64)
+        ).tolist()  # on the CPU: nothing to wait for
+        return Counts(
+            masks=total[0],
+            tokens=max(1.0, total[1]),
+            damaged=total[2],
+            asked_to_stop=total[3] > 0,
+            encodings=max(self.processes.gathered(self._shapes(batches))) if self.config.sharding == "fsdp" else 0,
+        )
+
+    def _shapes(self, batches: Sequence[Batch]) -> int:
+        """Padded sizes in a batch, at most."""
+        padded = self.student.image_encoder.padded_size
+        shapes = [{padded(*s.image.shape[-2:]) for s in batch if isinstance(s, Sample)} for batch in batches]
+        return max(len(of_batch) for of_batch in shapes)
 
     def plan(self, counts: Counts, *, step: int, with_health: bool = False) -> StepPlan:
         """What all processes do in `step`."""
         return StepPlan(
-            keep_ratio=keep_ratio_of(step, self.config, cast(Objective, self._objective).student.config),
+            keep_ratio=keep_ratio_of(step, self.config, self.student.config),
             masks=counts.masks,
             tokens=counts.tokens,
             processes=self.processes.count,
+            encodings=counts.encodings,
             with_masks=step >= self.config.kd_only_steps,
             with_health=with_health,
         )
@@ -86,12 +104,15 @@ class Stepper:
         outcomes = [
             self._backward(batch, plan, last=number == len(batches) - 1) for number, batch in enumerate(batches)
         ]
+        if not plan.with_masks:
+            for parameter in self.student.mask_decoder.parameters():
+                parameter.grad = None  # idle: neither weight decay nor moments of nothing
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if norm.isfinite():
             self.optimizer.step()
             if self.average is not None:
-                self.average.update(cast(Objective, self._objective).student)
+                self.average.update(self.student)
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(
             gradient_norm=norm.item(),
@@ -118,8 +139,9 @@ class Stepper:
         return dict(joined)
 
     @property
-    def _objective(self) -> object:
-        return getattr(self.objective, "module", self.objective)
+    def student(self) -> Sam:
+        """The model that learns."""
+        return cast(Objective, getattr(self.objective, "module", self.objective)).student
 
 
 def keep_ratio_of(step: int, config: FinetuneConfig, model: ModelConfig) -> float:
