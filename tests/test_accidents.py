@@ -15,7 +15,7 @@ import torch
 from sam_blvit.config import FinetuneConfig
 from sam_blvit.data.samples import Damaged, Sample
 from sam_blvit.distributed import Processes
-from sam_blvit.train.accidents import count_bad_step, count_damaged
+from sam_blvit.train.accidents import TooMany, count_bad_step, count_damaged
 from sam_blvit.train.order import Batch
 from sam_blvit.train.state import Progress
 
@@ -87,6 +87,13 @@ def test_one_in_a_thousand_may_be_damaged(progress: Progress, refused: Refused) 
     told = re.escape("3 of 2000 photographs cannot be used, more than 0.1%; the last: sa_5 is damaged; mend them")
     with pytest.warns(UserWarning, match="left out"), refused(ValueError, told):
         count_damaged([damaged(5)], progress, total=2000, processes=ALONE)
+
+
+def test_a_single_one_may_be_damaged_however_few_there_are(progress: Progress, refused: Refused) -> None:
+    with pytest.warns(UserWarning, match="left out"):
+        count_damaged([damaged(3)], progress, total=2, processes=ALONE)
+    with pytest.warns(UserWarning, match="left out"), refused(TooMany, "2 of 2 photographs cannot be used"):
+        count_damaged([damaged(4)], progress, total=2, processes=ALONE)
 
 
 def test_what_other_processes_could_not_use_counts_too(progress: Progress) -> None:

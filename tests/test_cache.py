@@ -286,13 +286,21 @@ def test_room_is_wanted_for_what_is_missing_alone(
 
 def test_a_damaged_photograph_is_counted_and_left_out(
     settings: dict[str, Any], data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    refused: Callable[..., Any],
+    refused: Callable[..., Any], tmp_path: Path,
 ) -> None:  # fmt: skip
     (data / "sa_2.jpg").write_bytes(b"no picture")
     monkeypatch.setattr(cache, "MAX_BAD_SHARE", 0.2)
     cache_teacher(CacheConfig(**settings))
     assert "4 embeddings, damaged photographs: 1\ndamaged, left out: 2 (" in capsys.readouterr().out
-    teacher, samples = opened(run(settings)), samples_of(run(settings))
+    with refused(
+        ValueError,
+        r"cache: 1 of the 5 photographs of this run were damaged when it was written, first 2 \(.*\); "
+        "name their ids in a file for exclude$",
+    ):
+        opened(run(settings))
+    (tmp_path / "ids.txt").write_text("2\n")
+    config = run(settings, exclude=tmp_path / "ids.txt")
+    teacher, samples = opened(config), samples_of(config)
     assert [sample.image_id for sample in samples] == [1, 3, 4, 5]
     embeddings = teacher.targets([sample.image for sample in samples], samples).embedding
     assert (embeddings.abs().amax((1, 2, 3)) > 0).all()

@@ -465,6 +465,39 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
             {"validate_every": 100},
             "validate_every=100: nothing to validate with; add holdout, val_manifest or val_annotations",
         ),
+        ({"clip_norm": math.nan}, "clip_norm=nan is not a finite number"),
+        ({"lr": math.inf}, "lr=inf is not a finite number"),
+        ({"epochs": math.inf}, "epochs=inf is not a finite number"),
+        ({"distillation_weight": math.inf}, "distillation_weight=inf is not a finite number"),
+        (
+            {"teacher_model": "vit_h"},
+            "teacher_model: no effect without a teacher; name its checkpoint with teacher",
+        ),
+        (
+            {**TEACHER, "kd_only_steps": 5, "distillation_weight": 0},
+            "kd_only_steps=5: nothing to learn in them, as distillation_weight, distillation_mse and "
+            "distillation_layers are 0; give one a weight",
+        ),
+        (
+            {"base": Path("sam.pth")},
+            "base=sam.pth: no effect without an adapter above it; name that with checkpoint",
+        ),
+        (
+            {**TEACHER, "model": "vit_b", "warm_start": "layerwise", "freeze": "performance"},
+            "warm_start, freeze: no effect, vit_b is dense; name a big.LITTLE model with model",
+        ),
+        ({"model": "vit_tiny", "router_scores": "window"}, "router_scores: no effect, vit_tiny is dense; name a big"),
+        ({"window": 33}, "window=33 is more than the 32 tokens along a side of blvit_tiny at image_size=512; name a"),
+        (
+            {"model": "vit_b", "window": 5, "image_size": 64},
+            "window=5 is more than the 4 tokens along a side of vit_b at image_size=64; name a smaller window",
+        ),
+        ({"preflight": True, "dry_run_data": True}, "preflight and dry_run_data each run instead of training; choose"),
+        ({"val_images": Path("val2017")}, "val_images=val2017: no effect without val_annotations, what is on them"),
+        (
+            {"prompts": "evs", "correction_rounds": 0},
+            "correction_rounds=0: no effect, prompts=evs has rounds of its own; leave it at 2, or take prompts=mixed",
+        ),
         ({"warm_start": "layerwise"}, "warm_start: wants a trained SAM to start from; name teacher or checkpoint"),
         (
             {"freeze": "performance", "warm_start": "layerwise"},
@@ -486,6 +519,27 @@ def test_embeddings_are_kept_of_a_teacher_alone(refused: Refused) -> None:
     with refused(ValueError, "teacher is not given: name the checkpoint of the SAM whose embeddings are to be kept"):
         CacheConfig(**required(CacheConfig))
     assert CacheConfig(**required(CacheConfig), **TEACHER).shard_images == 500
+
+
+def test_embeddings_of_all_photographs_are_kept(refused: Refused) -> None:
+    with refused(ValueError, "holdout=5: no effect, embeddings of all photographs are kept; leave it out"):
+        CacheConfig(**required(CacheConfig), **TEACHER, holdout=5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window": 32},
+        {"window": 40, "image_size": 640},
+        {**TEACHER, "kd_only_steps": 8, "schedule_steps": 9},
+        {**TEACHER, "kd_only_steps": 8, "distillation_weight": 0, "distillation_mse": 1.0},
+        {"base": Path("sam.pth"), "checkpoint": Path("adapter.safetensors")},
+        {**TEACHER, "teacher_model": "vit_h"},
+        {"prompts": "sam11"},
+    ],
+)
+def test_a_training_run_takes_what_has_its_effect(settings: dict[str, Any]) -> None:
+    assert all(getattr(training(**settings), name) == value for name, value in settings.items())
 
 
 def test_a_shard_without_images_is_refused(refused: Refused) -> None:

@@ -19,7 +19,6 @@ from sam_blvit.distributed import Processes
 from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.train.identity import MAY_CHANGE, run_identity, run_origin
-from sam_blvit.train.state import changed
 from synthetic import write_flat
 
 Config = Callable[..., ModelConfig]
@@ -46,6 +45,11 @@ def settings(tmp_path: Path) -> FinetuneConfig:
 
 def identity(config: FinetuneConfig) -> dict[str, Any]:
     return run_identity(config, training_source(config))
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names of what makes two runs two."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def test_every_setting_either_may_change_or_makes_another_run() -> None:

@@ -193,7 +193,9 @@ def test_without_any_error_all_get_a_token_that_is_no_point() -> None:
 @pytest.mark.parametrize("style", ["mixed", "sam11", "evs"])
 def test_first_prompts_are_drawn_without_waiting_for_the_device(style: str) -> None:
     masks = sample(100).masks.to("meta")  # has no values: to ask for one is an error
-    assert all(group.coords.is_meta and group.labels.is_meta for group in drawn(replace(sample(100), masks=masks), style))
+    assert all(
+        group.coords.is_meta and group.labels.is_meta for group in drawn(replace(sample(100), masks=masks), style)
+    )
 
 
 def test_new_points_are_drawn_without_waiting_for_the_device() -> None:

@@ -86,7 +86,7 @@ def test_the_same_teacher_is_the_dense_model_of_the_students_size(student: str, 
 
 
 def test_a_teacher_may_be_named() -> None:
-    assert teacher_model(config(teacher_model="vit_h")) == "vit_h"
+    assert teacher_model(config(teacher=Path("sam.pth"), teacher_model="vit_h")) == "vit_h"
 
 
 # student and teacher at the start -----------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sam_blvit.config.commands import DEVICES, check_seed
-from sam_blvit.config.model import check_keep_ratio
+from sam_blvit.config.model import MODELS, PATCH_SIZE, check_keep_ratio
 
 SAME = "same"
 """As a teacher's name: the dense model of the student's own size."""
@@ -115,6 +117,8 @@ class CacheConfig(TeacherConfig):
         _check_at_least(self, 1, "shard_images")
         if self.teacher is None:
             raise ValueError("teacher is not given: name the checkpoint of the SAM whose embeddings are to be kept")
+        if self.holdout:
+            raise ValueError(f"holdout={self.holdout}: no effect, embeddings of all photographs are kept; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +186,8 @@ class FinetuneConfig(TeacherConfig):
     prompts: str = "mixed"
     """mixed (a box, one point or several, then corrections), sam11 (SAM's own eleven rounds) or evs (one round)."""
     correction_rounds: int = 2
-    """Rounds of mixed prompts with one more point where the last mask was wrong; one without a point follows them."""
+    """Rounds of mixed prompts, and of no others, with one more point where the last mask was wrong; one without a point
+    follows them."""
     smallest_crop: float = 1.0
     """Share of each side that a random crop keeps at least; 1 crops nothing, as SAM."""
     flip: bool = False
@@ -297,6 +302,8 @@ class FinetuneConfig(TeacherConfig):
         _check_at_least(self, 0, "distillation_layers", "kd_only_steps", "picture_every", "validate_every")
         self._check_ranges()
         self._check_together()
+        self._check_distillation()
+        self._check_model()
 
     @property
     def validates(self) -> bool:
@@ -320,16 +327,23 @@ class FinetuneConfig(TeacherConfig):
             raise ValueError("keep_ratios is empty; the paper's is 0.25")
         for ratio in self.keep_ratios:
             check_keep_ratio(ratio)
+        for name in (field.name for field in dataclasses.fields(self)):
+            if isinstance(value := getattr(self, name), float) and not math.isfinite(value):
+                raise ValueError(f"{name}={value} is not a finite number")
 
     def _check_together(self) -> None:
         """Settings that have no effect, or the wrong one, without or beside another."""
-        distils = ("teacher_cache", "distillation_layers", "distillation_mse", "kd_only_steps")
-        if self.teacher is None and (idle := [name for name in distils if getattr(self, name)]):
-            raise ValueError(f"{', '.join(idle)}: no effect without a teacher; name its checkpoint with teacher")
-        if self.teacher_cache is not None and (self.flip or self.smallest_crop < 1):
-            raise ValueError("teacher_cache holds embeddings of whole photographs; leave out flip and smallest_crop")
-        if self.teacher_cache is not None and self.distillation_layers:
-            raise ValueError("teacher_cache holds final embeddings alone; leave out distillation_layers")
+        if self.preflight and self.dry_run_data:
+            raise ValueError("preflight and dry_run_data each run instead of training; choose one")
+        if self.prompts != "mixed" and self.correction_rounds != FinetuneConfig.correction_rounds:
+            raise ValueError(
+                f"correction_rounds={self.correction_rounds}: no effect, prompts={self.prompts} has rounds of its own; "
+                f"leave it at {FinetuneConfig.correction_rounds}, or take prompts=mixed"
+            )
+        if self.val_images is not None and self.val_annotations is None:
+            raise ValueError(
+                f"val_images={self.val_images}: no effect without val_annotations, what is on them; add it"
+            )
         if self.val_annotations is not None and self.val_images is None:
             raise ValueError(f"val_annotations={self.val_annotations} wants val_images, where its photographs are")
         if self.annotations is not None and self.val_manifest is not None:
@@ -344,6 +358,38 @@ class FinetuneConfig(TeacherConfig):
             raise ValueError(
                 f"validate_every={self.validate_every}: nothing to validate with; add holdout, val_manifest or "
                 "val_annotations"
+            )
+
+    def _check_distillation(self) -> None:
+        """The teacher, and what is wanted of it."""
+        distils = ("teacher_cache", "teacher_model", "distillation_layers", "distillation_mse", "kd_only_steps")
+        idle = [name for name in distils if getattr(self, name) != getattr(FinetuneConfig, name)]
+        if self.teacher is None and idle:
+            raise ValueError(f"{', '.join(idle)}: no effect without a teacher; name its checkpoint with teacher")
+        if self.teacher_cache is not None and (self.flip or self.smallest_crop < 1):
+            raise ValueError("teacher_cache holds embeddings of whole photographs; leave out flip and smallest_crop")
+        if self.teacher_cache is not None and self.distillation_layers:
+            raise ValueError("teacher_cache holds final embeddings alone; leave out distillation_layers")
+        if self.kd_only_steps and not (self.distillation_weight or self.distillation_mse or self.distillation_layers):
+            raise ValueError(
+                f"kd_only_steps={self.kd_only_steps}: nothing to learn in them, as distillation_weight, "
+                "distillation_mse and distillation_layers are 0; give one a weight"
+            )
+
+    def _check_model(self) -> None:
+        """What the model has to have, and to start from."""
+        if self.base is not None and self.checkpoint is None:
+            raise ValueError(f"base={self.base}: no effect without an adapter above it; name that with checkpoint")
+        model = MODELS.get(self.model)
+        routing = {"warm_start": "none", "freeze": "none", "router_scores": None}
+        idle = [name for name, off in routing.items() if getattr(self, name) != off]
+        if model is not None and not model.routed and idle:
+            raise ValueError(f"{', '.join(idle)}: no effect, {self.model} is dense; name a big.LITTLE model with model")
+        image_size = self.image_size or (model.image_size if model is not None else None)
+        if self.window is not None and image_size is not None and self.window > image_size // PATCH_SIZE:
+            raise ValueError(
+                f"window={self.window} is more than the {image_size // PATCH_SIZE} tokens along a side of {self.model} "
+                f"at image_size={image_size}; name a smaller window or a larger image_size"
             )
         wanting = [name for name in ("warm_start", "freeze") if getattr(self, name) != "none"]
         if wanting and self.teacher is None and self.checkpoint is None:

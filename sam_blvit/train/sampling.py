@@ -62,8 +62,9 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 def uniform_pixels(regions: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
     """The floor(u * count)-th pixel of each region, for uniform `draws` u (P, Q) float64 on the CPU.
 
-    `regions` (P, h, w) bool, on any device, which is asked for no value. Returns column and row of the pixels (P, Q, 2), and which regions have a
-    pixel at all (P,); both on the regions' device. An empty region's pixel means nothing.
+    `regions` (P, h, w) bool, on any device, which is asked for no value. Returns column and row of the pixels
+    (P, Q, 2), and which regions have a pixel at all (P,); both on the regions' device. An empty region's pixel means
+    nothing.
     """
     counts = regions.sum(dim=-1, dtype=torch.int32)  # (P, h)
     upto = counts.cumsum(dim=-1)
