@@ -206,9 +206,12 @@ def train(training: Training, validate: Validate | None, interrupt: Interrupt) -
     length = schedule_length(config, len(training.source), training.images_a_step, progress)
     loop = Loop(training, validate, interrupt, log, checkpoints, progress, length)
     if training.processes.first:
+        rates = ", ".join(
+            f"{rate:g}" for rate in sorted({g["peak_lr"] for g in training.stepper.optimizer.param_groups})
+        )
         print(
-            f"{training.student.config.name}: {length} steps of {training.images_a_step} images, learning rates up to "
-            + ", ".join(f"{rate:g}" for rate in sorted({g["peak_lr"] for g in training.stepper.optimizer.param_groups}))
+            f"{training.student.config.name}: {max(0, length - progress.step)} of {length} steps to go, each of "
+            f"{training.images_a_step} images; learning rates up to {rates}"
         )
     loop.run()
     log.close()

@@ -149,6 +149,8 @@ class Objective(nn.Module):
         config = self.config
         final = distillation_loss(encoding.embedding, target.embedding, valid)
         parts["distillation"] += final.cosine.detach() / plan.tokens
+        if config.distillation_mse:
+            parts["distillation_mse"] += final.mse.detach() / plan.tokens
         share = final.tokens / plan.tokens
         for name in ("low_cosine", "norm_ratio"):
             parts[name] += getattr(final, name) * share
