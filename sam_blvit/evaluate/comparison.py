@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ JSON_FILE, TABLE_FILE = "comparison.json", "comparison.md"
 NOTHING = "-"
 """A cell without a value."""
 M = 1e6
+TURNS = 7
+"""In which all models are timed one after the other."""
 
 
 def compare(
@@ -28,13 +31,34 @@ def compare(
 
     The first of them writes `comparison.json`, the rows, and `comparison.md`, their `comparison_table`, to `output`.
     """
-    rows = [_row("before", before, validation, usual_keep_ratio(before))]
-    rows += [_row("after", after, validation, ratio) for ratio in dict.fromkeys(keep_ratios)]
+    measured = [("before", before, usual_keep_ratio(before))]
+    measured += [("after", after, ratio) for ratio in dict.fromkeys(keep_ratios)]
+    rows = [_row(which, sam, validation, ratio) for which, sam, ratio in measured]
+    # one process alone: two that measure times at once slow each other down
+    times = _times([(sam, ratio) for _, sam, ratio in measured]) if validation.processes.first else []
+    for row, spent in zip(rows, validation.processes.gathered(times)[0], strict=True):
+        row["milliseconds"] = spent
     if validation.processes.first:
         directory = output_directory(output)
         write_json(directory / JSON_FILE, rows)
         write_atomically(directory / TABLE_FILE, lambda to: Path(to).write_text(comparison_table(rows) + "\n"))
     return rows
+
+
+def _times(models: Sequence[tuple[Sam, float]]) -> list[dict[str, Any]]:
+    """Milliseconds of each model at its keep ratio: medians over turns, as a machine is not always equally busy."""
+    turns: list[list[dict[str, Any]]] = [[] for _ in models]
+    for _ in range(TURNS):
+        for (sam, keep_ratio), spent in zip(models, turns, strict=True):
+            with measuring(sam, keep_ratio):
+                spent.append(milliseconds(sam))
+    return [
+        {
+            **{part: round(statistics.median(turn[part] for turn in spent), 3) for part in ("encoder", "decoder")},
+            "how": f"{spent[0]['how']}, median of {TURNS} turns",
+        }
+        for spent in turns
+    ]
 
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -68,11 +92,9 @@ def _note(row: dict[str, Any]) -> str:
 
 def _row(which: str, sam: Sam, validation: Validation, keep_ratio: float) -> dict[str, Any]:
     """`sam` at `keep_ratio`; plain JSON values."""
-    processes = validation.processes
     mious = validation.mious(sam, keep_ratio=keep_ratio)
     with measuring(sam, keep_ratio):
-        # one process alone: two that measure times at once slow each other down
-        costs = {"milliseconds": milliseconds(sam), "macs": gmacs(sam)} if processes.first else {}
+        macs = gmacs(sam)
     return {
         "is": which,
         "model": sam.config.name,
@@ -84,7 +106,7 @@ def _row(which: str, sam: Sam, validation: Validation, keep_ratio: float) -> dic
             kind: {"photographs": share.photographs, "objects": share.objects}
             for kind, share in validation.shares.items()
         },
-        **processes.gathered(costs)[0],
+        "macs": macs,
         "parameters": sum(parameter.numel() for parameter in sam.parameters()),
         "machine": machine(sam),
     }
