@@ -194,6 +194,8 @@ def _first_paragraph(boxed: str) -> str:
 
 def _flags_of(path: Path, config_type: type, *, but: str | None) -> list[str]:
     """The settings in a YAML file as flags, without the field `but`."""
+    if not path.is_file():
+        raise ValueError(f"settings {path} is not a file; configs/ has some")
     try:
         settings = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:

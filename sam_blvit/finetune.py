@@ -6,6 +6,7 @@ Data, validation and training meet here; neither of the last two knows the other
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from sam_blvit.distributed import joined_processes, pick_device
 from sam_blvit.evaluate.comparison import compare, comparison_table
 from sam_blvit.evaluate.validation import Validation
 from sam_blvit.files import output_directory
-from sam_blvit.train.interrupt import Interrupt
+from sam_blvit.train.interrupt import REQUEUE, Interrupt
 from sam_blvit.train.loop import train
 from sam_blvit.train.preflight import dry_run_data, preflight
 from sam_blvit.train.setup import Training, prepare
@@ -28,7 +29,9 @@ def finetune(config: FinetuneConfig) -> None:
     ValueError, one line, if anything is amiss; SystemExit with code 75 where SIGTERM or SIGUSR1 asked to stop.
     """
     device = pick_device(config.device)
-    with Interrupt() as interrupt, joined_processes(device) as processes:
+    only_looks = config.preflight or config.dry_run_data
+    interrupt = Interrupt()
+    with nullcontext() if only_looks else interrupt, joined_processes(device) as processes:
         output_directory(config.output)
         if not processes.first:
             processes.wait()  # the first process finds what lies where, and writes it down for the others
@@ -38,7 +41,6 @@ def finetune(config: FinetuneConfig) -> None:
         if processes.first:
             print(f"{len(source)} photographs of {source.name}" + (f", {len(held)} held out" if held else ""))
         validation = Validation.of(config, held, processes=processes)
-        only_looks = config.preflight or config.dry_run_data
         fresh = not only_looks and not Checkpoints(config.output, processes).found()
         training = prepare(config, source, processes, warm=fresh)
         if config.preflight:
@@ -55,6 +57,8 @@ def _train(training: Training, validation: Validation | None, interrupt: Interru
     model = train(training, validation, interrupt)
     if validation is None or training.teacher is None or config.keep_ratios is None:
         return
+    if any(processes.gathered(interrupt.received)):  # too late for the table: started again, the run makes it
+        raise SystemExit(REQUEUE)
     as_brought = {1.0} if config.freeze == "performance" else set()  # still that SAM: the table shows it
     ratios = sorted({*config.keep_ratios, *as_brought})
     before = training.teacher.to(training.device)
