@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	@echo "Look at demo/*_overlay.png and demo/coffee_routing.png"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: $(VENV)/installed-dev
 	KILLS=30 $(BIN)/python -m pytest -s tests/test_finetune.py -k random_moments
