@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -32,6 +34,31 @@ class Run:
     processes: list[ForkServerProcess]
     said: list[Path]
     """What each of them printed."""
+
+
+def run_in_two(code: str, *words: object) -> list[str]:
+    """Run Python `code`, given `words`, in two processes as torchrun starts them, to their end; what each printed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, words)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=90) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], said
+    return [out for out, _ in said]
 
 
 def start(output: Path, data: Path, *, ranks: int = 1, **settings: Any) -> Run:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from processes import run_in_two
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.config import MODELS, CacheConfig, FinetuneConfig, ModelConfig
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
@@ -408,32 +405,10 @@ cache_teacher(config)
 
 
 def test_two_processes_write_what_one_writes(settings: dict[str, Any], kept: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     together = tmp_path / "together"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER, str(settings["data"]), str(settings["teacher"]), str(together)],
-            env={
-                **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)},
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=90) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], said
-    assert "5 embeddings, damaged photographs: 0" in said[0][0]
-    assert said[1][0] == ""
+    said = run_in_two(TOGETHER, settings["data"], settings["teacher"], together)
+    assert "5 embeddings, damaged photographs: 0" in said[0]
+    assert said[1] == ""
     assert_same_cache(together, kept)
 
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import torch
 from segment_anything import modeling as sa
 from torch import Tensor, nn
 
+from processes import run_in_two
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.encoder import ImageEncoder
 from sam_blvit.model.router import choose
@@ -596,28 +593,7 @@ def test_sharded_by_fsdp2_the_encoder_learns_the_same(new_encoder: Callable[...,
     (tmp_path / "config.json").write_text(encoder.config.to_json())
     torch.save(encoder.state_dict(), tmp_path / "weights.pth")
     torch.save(images(count=2)[:, None], tmp_path / "images.pth")  # one for each process
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARDED, str(tmp_path)],
-            env={
-                **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)},
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=90)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    run_in_two(SHARDED, tmp_path)
     for rank in range(2):
         report = json.loads((tmp_path / f"{rank}.json").read_text())
         assert report.pop("sharded")

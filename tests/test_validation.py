@@ -4,10 +4,6 @@ processes."""
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ import torch
 
 from conftest import TINY
 from datasets import CROWD, EMPTY, annotation, squares, write_annotations, write_images
+from processes import run_in_two
 from sam_blvit.checkpoint import load_sam, save_sam
 from sam_blvit.config import FinetuneConfig, ModelConfig
 from sam_blvit.data.instances import ImageFile, find_images, read_instances
@@ -290,25 +287,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     (annotated(root / "broken", (1, 2)) / "val2017" / "2.png").write_bytes(b"no picture")
     torch.manual_seed(0)
     save_sam(build_sam(TINY), root / "model.safetensors")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER, str(root)],
-            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=90)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+    run_in_two(TOGETHER, root)
     return root, [json.loads((root / f"{rank}.json").read_text()) for rank in range(2)]
 
 
