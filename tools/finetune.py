@@ -1,4 +1,4 @@
-"""Distil a SAM into a big.LITTLE one, or train one from scratch, on data in SA-1B's layout.
+"""Distil a SAM into a big.LITTLE one, adapt or train one, on SA-1B or on photographs of your own.
 
 $ python tools/finetune.py configs/finetune_tiny.yaml --data ROOT \\
     --teacher runs/teacher_tiny/last.safetensors --output runs/tiny
