@@ -9,7 +9,7 @@ import torch
 from segment_anything.modeling.image_encoder import Attention as OriginalAttention
 from torch import Tensor, nn
 
-from sam_blvit.model.attention import Attention, attend, attend_eager
+from sam_blvit.model.attention import Attention
 from sam_blvit.model.windows import TokenGrid, take_tokens
 
 CPU = torch.device("cpu")
@@ -25,21 +25,6 @@ def attention(randomize: Randomize) -> Attention:
     """16 channels, 2 heads, relative positions for 6 x 6 tokens."""
     module = Attention(16, inner_dim=16, num_heads=2, table_size=6)
     return randomize(module).double()
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_attend_equals_the_formula(trained: bool) -> None:
-    q, k, v = torch.randn(3, 2, 5, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
-    bias = torch.randn(3, 2, 5, 7, requires_grad=trained)
-    expected = ((q @ k.mT) / 8**0.5 + bias).softmax(-1) @ v
-    torch.testing.assert_close(attend(q, k, v, bias), expected)
-
-
-def test_eager_attention_equals_the_formula() -> None:
-    q, k, v = torch.randn(3, 2, 5, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
-    bias = torch.randn(3, 2, 5, 7)
-    expected = ((q @ k.mT) / 8**0.5 + bias).softmax(-1) @ v
-    torch.testing.assert_close(attend_eager(q, k, v, bias), expected)
 
 
 def test_attention_equals_segment_anythings(attention: Attention) -> None:

@@ -50,6 +50,7 @@ def test_routed_layers_cost_what_their_equations_say(tiny: Tiny) -> None:
     """Layer 1 is dense; 2 and 4 are global, 3 is windowed, all three with an efficiency block."""
     count = count_macs(tiny(keep_ratio=0.25))
     tokens, primary, slots, dim, inner, side, window = 64, 16, 16, 32, 16, 8, 4
+    offsets, offsets_in_window = 2 * side - 1, 2 * window - 1  # a query among few is multiplied with every offset
     norms = 2 * 4 * tokens * dim
     dense = 12 * tokens * dim**2
     routed = (2 * tokens + 2 * primary) * dim**2 + 8 * primary * dim**2  # keys and values of all, the rest of primary
@@ -57,7 +58,7 @@ def test_routed_layers_cost_what_their_equations_say(tiny: Tiny) -> None:
     performance = count.parts["performance blocks"]
     assert performance.paper == dense + norms + 3 * (routed + gathered_norm)
     products = tokens * dim * (2 * slots + 2 * window) + primary * dim * (
-        2 * (2 * tokens + 2 * side) + (2 * slots + 2 * window)
+        2 * (2 * tokens + 2 * offsets) + (2 * slots + 2 * offsets_in_window)
     )
     assert performance.full == dense + 3 * routed + products
     little = tokens * (3 * dim * inner + inner * dim) + tokens * (2 * dim * inner + 8 * inner**2)

@@ -121,18 +121,21 @@ def test_take_tokens_takes_other_rows_of_each_group() -> None:
     assert taken.tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
 
 
-def test_add_tokens_adds_to_the_named_rows_only() -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_add_tokens_adds_to_the_named_rows_only(in_place: bool) -> None:
     x = torch.zeros(2, 3, 1)
-    added = add_tokens(x, torch.tensor([[2], [0]]), torch.tensor([[[5.0]], [[7.0]]]))
+    added = add_tokens(x, torch.tensor([[2], [0]]), torch.tensor([[[5.0]], [[7.0]]]), in_place=in_place)
     assert added.squeeze(-1).tolist() == [[0, 0, 5], [7, 0, 0]]
 
 
-def test_add_tokens_leaves_its_input_alone() -> None:
+def test_add_tokens_leaves_an_input_that_others_read_alone() -> None:
     x = torch.zeros(1, 3, 1)
-    add_tokens(x, torch.tensor([[2]]), torch.ones(1, 1, 1))
+    add_tokens(x, torch.tensor([[2]]), torch.ones(1, 1, 1), in_place=False)
     assert torch.equal(x, torch.zeros(1, 3, 1))
 
 
 def test_add_tokens_keeps_the_streams_dtype() -> None:
-    added = add_tokens(torch.zeros(1, 3, 1), torch.tensor([[2]]), torch.ones(1, 1, 1, dtype=torch.bfloat16))
+    added = add_tokens(
+        torch.zeros(1, 3, 1), torch.tensor([[2]]), torch.ones(1, 1, 1, dtype=torch.bfloat16), in_place=False
+    )
     assert added.dtype == torch.float32

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
+from sam_blvit.model.attend import attention_way
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam, decode
 
@@ -191,8 +192,8 @@ def _encoder_size(sam: Sam, photograph: tuple[int, int] | None) -> tuple[int, in
 def _counted_run(sam: OriginalSam, size: tuple[int, int]) -> tuple[FlopCounterMode, FlopCounterMode]:
     """What one image of `size` and one point cost: counters of the paper's convention and of every product."""
     full, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=_PAPER_RULES)
-    # the math path shows attention as plain products, whatever kernels this torch has
-    with sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
+    # attention as plain products, whatever is quickest on this machine
+    with attention_way("eager"), sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
         embedding = sam.image_encoder(torch.empty(1, 3, *size, device=sam.device))
         point = torch.empty(1, 1, 2, device=sam.device), torch.ones(1, 1, device=sam.device)
         decode(sam, embedding, points=point, multimask_output=True)

@@ -10,24 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam_blvit.model.attend import attend
 from sam_blvit.model.windows import TokenGrid, take_tokens
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v for `q` (g, H, Q, d), `k` and `v` (g, H, T, d), `bias` (g, H, Q, T).
-
-    On a CPU, scaled_dot_product_attention leaves its fast path when the bias needs a gradient, and the
-    plain formula is then quicker.
-    """
-    if q.device.type == "cpu" and bias.requires_grad:
-        return attend_eager(q, k, v, bias)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-
-def attend_eager(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The reference for every other way: the formula of `attend`, step by step."""
-    logits = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + bias
-    return logits.softmax(-1).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
@@ -60,27 +44,37 @@ class Attention(nn.Module):
             bias_q, bias_kv = self.qkv.bias.split([self.inner_dim, 2 * self.inner_dim])
             q = self._heads(F.linear(take_tokens(x, queries), weight_q, bias_q))
             k, v = (self._heads(part) for part in F.linear(x, weight_kv, bias_kv).chunk(2, dim=-1))
-        out = attend(q, k, v, self._relative_bias(q, grid, queries))
+        out = attend(q, k, v, *self._bias(q, grid, queries), grid)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (g, H, T, d)
 
-    def _relative_bias(self, q: Tensor, grid: TokenGrid, queries: Tensor | None) -> Tensor:
-        """What position adds to the logits: q . R_h[row - key row] + q . R_w[column - key column], (g, H, Q, T)."""
-        rows, cols = (grid.rows, grid.cols) if queries is None else (grid.rows[queries], grid.cols[queries])
-        by_row = _project(q, _offset_table(self.rel_pos_h.to(q.dtype), grid.height)[rows])
-        by_col = _project(q, _offset_table(self.rel_pos_w.to(q.dtype), grid.width)[cols])
-        return grid.outer_sum(by_row, by_col)
+    def _bias(self, q: Tensor, grid: TokenGrid, queries: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What position adds to the logits of `q` (g, H, Q, d): q . R_h[row - key row] for each row of keys
+        (g, H, Q, h), and q . R_w[column - key column] for each column (g, H, Q, w)."""
+        tables = self.rel_pos_h.to(q.dtype), self.rel_pos_w.to(q.dtype)
+        if queries is None:
+            mh, mw, h, w = grid.blocks
+            q = q.unflatten(2, grid.blocks)
+            of_rows = tables[0][_offsets(grid.height, tables[0])].unflatten(0, (mh, h))
+            of_cols = tables[1][_offsets(grid.width, tables[1])].unflatten(0, (mw, w))
+            by_row = torch.einsum("gHmnhwd,mhkd->gHmnhwk", q, of_rows)
+            by_col = torch.einsum("gHmnhwd,nwkd->gHmnhwk", q, of_cols)
+            return by_row.flatten(2, 5), by_col.flatten(2, 5)
+        of_rows = _offsets(grid.height, tables[0])[grid.rows[queries]]  # (g, Q, h)
+        of_cols = _offsets(grid.width, tables[1])[grid.cols[queries]]
+        # the queries stand anywhere: products with every offset, and of them each query's own
+        by_row, by_col = (q @ table.T for table in tables)
+        heads = self.num_heads
+        return (
+            by_row.gather(3, of_rows.unsqueeze(1).expand(-1, heads, -1, -1)),
+            by_col.gather(3, of_cols.unsqueeze(1).expand(-1, heads, -1, -1)),
+        )
 
 
-def _offset_table(rel_pos: Tensor, size: int) -> Tensor:
-    """Entry [i, j] is the row of `rel_pos` for offset i - j, (size, size, d); the farthest row serves beyond."""
-    reach = rel_pos.shape[0] // 2
-    place = torch.arange(size, device=rel_pos.device)
-    return rel_pos[(place[:, None] - place[None]).clamp(-reach, reach) + reach]
-
-
-def _project(q: Tensor, table: Tensor) -> Tensor:
-    """Products of `q` (g, H, Q, d) with each query's own `table` (Q, k, d) or (g, Q, k, d): (g, H, Q, k)."""
-    return torch.einsum("ghqd,qkd->ghqk" if table.dim() == 3 else "ghqd,gqkd->ghqk", q, table)
+def _offsets(size: int, table: Tensor) -> Tensor:
+    """Which row of `table` is for offset i - j, (size, size); the farthest row serves beyond."""
+    reach = table.shape[0] // 2
+    place = torch.arange(size, device=table.device)
+    return (place[:, None] - place[None]).clamp(-reach, reach) + reach

@@ -123,15 +123,16 @@ class Block(nn.Module):
     ) -> Tensor:
         """x + factor * fuse(p, e): (alpha * s + 1) * p + gamma * e for a primary token, e for any other."""
         if e is not None:
-            if routing is not None:
-                e = e * torch.where(routing.primary > 0, getattr(self, f"gamma_{half}"), 1.0)
             x = x + _times(e, factor)
         if p is None or routing is None:
             return x
-        # alpha in float32, and 0 for fillers: where the router gets its gradient
-        gate = getattr(self, f"alpha_{half}") * routing.scores + 1
-        p = p * (gate if routing.filled is None else gate * routing.filled)
-        return add_tokens(x, routing.tokens, _times(p, factor))
+        # alpha in float32: where the router gets its gradient
+        p = (getattr(self, f"alpha_{half}") * routing.scores + 1) * p
+        if e is not None:
+            p = p + (getattr(self, f"gamma_{half}") - 1) * take_tokens(e, routing.tokens)
+        if routing.filled is not None:
+            p = p * routing.filled
+        return add_tokens(x, routing.tokens, _times(p, factor), in_place=e is not None)
 
 
 def _times(update: Tensor, factor: Tensor | None) -> Tensor:

@@ -1,20 +1,47 @@
-"""How an image encoder is given to torch.compile."""
+"""An image encoder under torch.compile, for inference."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
+Embed = Callable[[Tensor], Tensor]
 
 
-def compile_settings(device: torch.device) -> dict[str, Any]:
-    """Keywords of `torch.compile` (and of `nn.Module.compile`) for inference with an encoder on `device`.
+def compile_encoder(encoder: nn.Module) -> None:
+    """From now on calling `encoder` runs compiled code; `compiled` says what that means."""
+    encoder._compiled_call_impl = compiled(encoder)  # what nn.Module.compile sets; copies of a module leave it out
 
-    One graph without breaks. On CPU weights are frozen: cast and packed once, so they must not change afterwards, and
-    the encoder must be called without gradients. On CUDA the kernels are replayed as CUDA graphs.
+
+def compiled(encoder: nn.Module) -> Embed:
+    """`encoder`'s forward as one graph, compiled when it is first called, and anew for another image size, keep ratio,
+    or a batch after single images; any batch of more than one shares its code.
+
+    On a CPU, weights are cast and packed once; on CUDA, kernels are replayed as CUDA graphs. With gradients enabled
+    the encoder itself runs. RuntimeError if a weight has changed since the first call: compiled code would not see it.
     """
-    if device.type == "cuda":
-        return {"fullgraph": True, "mode": "reduce-overhead"}
-    if device.type == "cpu":
-        return {"fullgraph": True, "options": {"freezing": True}}
-    return {"fullgraph": True}
+    eager = encoder.forward
+    call = torch.compile(eager, fullgraph=True, dynamic=False)
+    on_cuda = torch.compile(eager, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    frozen: list[tuple[int, ...]] = []
+
+    def embed(images: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return eager(images)
+        if len(images) > 1:
+            torch._dynamo.mark_dynamic(images, 0)
+        if images.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+            return on_cuda(images).clone()  # the next replay writes over it
+        if images.device.type != "cpu":
+            return call(images)
+        versions = tuple(parameter._version for parameter in encoder.parameters())
+        if versions != (frozen or [versions])[0]:
+            raise RuntimeError("weights of a compiled encoder have changed; compile it after loading them")
+        frozen[:] = [versions]
+        with torch._inductor.config.patch(freezing=True):  # as an option of torch.compile it comes too late
+            return call(images)
+
+    return embed

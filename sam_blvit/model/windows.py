@@ -25,9 +25,11 @@ def take_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, _flat(index, x.shape[1])).view(*index.shape, x.shape[2])
 
 
-def add_tokens(x: Tensor, index: Tensor, update: Tensor) -> Tensor:
-    """`x` (g, T, C) with `update` (g, Q, C) added to its rows `index` (g, Q)."""
-    return x.flatten(0, 1).index_add(0, _flat(index, x.shape[1]), update.flatten(0, 1).to(x.dtype)).view_as(x)
+def add_tokens(x: Tensor, index: Tensor, update: Tensor, *, in_place: bool) -> Tensor:
+    """`x` (g, T, C) with `update` (g, Q, C) added to its rows `index` (g, Q); `in_place` if nobody else reads `x`."""
+    rows = x.flatten(0, 1)
+    add = rows.index_add_ if in_place else rows.index_add
+    return add(0, _flat(index, x.shape[1]), update.flatten(0, 1).to(x.dtype)).view_as(x)
 
 
 def _flat(index: Tensor, length: int) -> Tensor:

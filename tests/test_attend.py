@@ -1,0 +1,153 @@
+"""Every way to attend: equal to the formula, forward and backward, and chosen by what was measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sam_blvit.model.attend import MANY_KEYS, WAYS, _tile_by_tile, attend, attention_way, quickest_way
+from sam_blvit.model.windows import TokenGrid
+
+CPU = torch.device("cpu")
+RASTER, BLOCKS = (1, 1, 6, 8), (3, 2, 2, 4)  # 6 x 8 keys in two orders
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Largest difference from the formula in float64, for values of size one."""
+
+
+def asked(dtype: torch.dtype, *, groups: int = 2, queries: int = 5, blocks: tuple[int, int, int, int] = BLOCKS):
+    """q, k, v, by_row, by_col and the grid of keys."""
+    grid = TokenGrid.of(blocks, CPU)
+    keys = grid.height * grid.width
+    shapes = [(queries, 8), (keys, 8), (keys, 8), (queries, grid.height), (queries, grid.width)]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, by_row, by_col = (torch.randn(groups, 3, *shape, generator=generator).to(dtype) for shape in shapes)
+    return q, k, v, by_row, by_col, grid
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
+    """Key by key, in float64."""
+    q, k, v, by_row, by_col = (x.double() for x in (q, k, v, by_row, by_col))
+    logits = torch.stack(
+        [
+            (q * k[:, :, key : key + 1]).sum(-1) / q.shape[-1] ** 0.5
+            + by_row[..., grid.rows[key]]
+            + by_col[..., grid.cols[key]]
+            for key in range(k.shape[2])
+        ],
+        dim=-1,
+    )
+    return torch.einsum("ghqt,ghtd->ghqd", logits.exp() / logits.exp().sum(-1, keepdim=True), v)
+
+
+@pytest.mark.parametrize("blocks", [RASTER, BLOCKS])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "flex"])
+def test_every_way_equals_the_formula(way: str, dtype: torch.dtype, blocks: tuple[int, int, int, int]) -> None:
+    given = asked(dtype, blocks=blocks)
+    with attention_way(way), torch.no_grad():
+        out = attend(*given)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), formula(*given), rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_flex_equals_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr("sam_blvit.model.attend._compiled_flex", lambda: flex_attention)  # as it is, without Triton
+    given = asked(torch.float32, queries=48)
+    with attention_way("flex"), torch.no_grad():
+        torch.testing.assert_close(attend(*given).double(), formula(*given), rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["flex", "sdpa"])
+def test_cuda_equals_the_formula(way: str) -> None:
+    q, k, v, by_row, by_col, _ = asked(torch.float32, queries=48)
+    grid = TokenGrid.of(BLOCKS, torch.device("cuda"))
+    on_cpu = formula(q, k, v, by_row, by_col, TokenGrid.of(BLOCKS, CPU))
+    with attention_way(way), torch.no_grad():
+        out = attend(*(x.to("cuda", torch.bfloat16) for x in (q, k, v, by_row, by_col)), grid)
+    torch.testing.assert_close(out.cpu().double(), on_cpu, rtol=0, atol=4e-2)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("way", ["eager", "sdpa", "widened"])
+def test_gradients_equal_the_formulas(way: str, dtype: torch.dtype) -> None:
+    *tensors, grid = asked(dtype)
+    weight = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(1))
+    given = [x.clone().requires_grad_() for x in tensors]
+    with attention_way(way):
+        (attend(*given, grid) * weight).sum().backward()
+    expected = [x.double().requires_grad_() for x in tensors]
+    (formula(*expected, grid) * weight).sum().backward()
+    for ours, theirs in zip(given, expected, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=5 * TOLERANCE[dtype])
+
+
+def test_tiles_divide_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam_blvit.model.attend.TILE_BYTES", 1)
+    monkeypatch.setattr("sam_blvit.model.attend.LEAST_TILE", 4)
+    given = asked(torch.float32, queries=11)  # tiles of 4, 4 and 3
+    with attention_way("tiles"), torch.no_grad():
+        torch.testing.assert_close(attend(*given).double(), formula(*given), rtol=0, atol=1e-5)
+
+
+def test_tiles_never_hold_a_number_for_every_query_and_key() -> None:
+    queries = keys = 48 * 48
+    *given, grid = asked(torch.bfloat16, groups=1, queries=queries, blocks=(1, 1, 48, 48))
+    sizes: list[int] = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(x.numel() for x in (out if isinstance(out, (list, tuple)) else [out]))
+            return out
+
+    with Sizes():
+        _tile_by_tile(*given, grid.blocks)
+    assert queries * grid.height <= max(sizes) < queries * keys
+
+
+@pytest.mark.parametrize(
+    ("dtype", "keys", "trained", "way"),
+    [
+        (torch.bfloat16, 256, False, "widened"),
+        (torch.bfloat16, MANY_KEYS + 1, False, "tiles"),
+        (torch.bfloat16, MANY_KEYS + 1, True, "widened"),
+        (torch.float32, 256, False, "sdpa"),
+        (torch.float32, MANY_KEYS + 1, False, "tiles"),
+        (torch.float32, MANY_KEYS + 1, True, "eager"),
+    ],
+)
+def test_a_cpu_takes_the_way_that_was_measured(dtype: torch.dtype, keys: int, trained: bool, way: str) -> None:
+    assert quickest_way(torch.zeros(1, dtype=dtype), keys=keys, trained=trained) == way
+
+
+def test_other_devices_take_sdpa() -> None:
+    assert quickest_way(torch.zeros(1, device="meta"), keys=4096, trained=False) == "sdpa"
+
+
+def test_a_way_holds_for_its_context_alone() -> None:
+    seen: list[str] = []
+    given = asked(torch.float32)
+    for way in ("eager", "tiles"):
+        WAYS[f"noted {way}"] = lambda *a, way=way: (seen.append(way), WAYS[way](*a))[1]
+    try:
+        with attention_way("noted eager"):
+            with attention_way("noted tiles"):
+                attend(*given)
+            attend(*given)
+        attend(*given)
+    finally:
+        for way in ("eager", "tiles"):
+            del WAYS[f"noted {way}"]
+    assert seen == ["tiles", "eager"]
+
+
+def test_an_unknown_way_is_named() -> None:
+    with (
+        pytest.raises(ValueError, match="way='fast' is not one of eager, sdpa, widened, tiles, flex"),
+        attention_way("fast"),
+    ):
+        pass
