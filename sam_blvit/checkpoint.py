@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from sam_blvit.config import MODELS, PATCH_SIZE, ModelConfig, WeightsConfig, mod
 from sam_blvit.distributed import pick_device
 from sam_blvit.files import first_line, write_atomically
 from sam_blvit.model.build import build_sam
+from sam_blvit.model.compiled import compile_encoder
 from sam_blvit.model.sam import Sam
 from sam_blvit.stored import CheckpointError, is_big_little, read_checkpoint, read_metadata, write_checkpoint
 
@@ -61,6 +62,7 @@ SAM_PARTS = (
     "device",
 )
 """What is used of a Sam that is not ours."""
+AnySam = TypeVar("AnySam", bound=OriginalSam)
 
 
 def save_sam(
@@ -132,7 +134,7 @@ sam_model_registry: dict[str, Callable[..., Sam]] = {name: partial(build_from_re
 
 def load_model(weights: WeightsConfig) -> Sam:
     """The model that a command's flags name, by registry name or by the path of a checkpoint of ours, at their keep
-    ratio and on their device."""
+    ratio, on their device, and compiled if they say so."""
     chosen = {"keep_ratio": weights.keep_ratio, "image_size": weights.image_size}
     overrides = {name: value for name, value in chosen.items() if value is not None}
     if weights.model not in MODELS and Path(weights.model).suffix:
@@ -143,7 +145,7 @@ def load_model(weights: WeightsConfig) -> Sam:
         sam = load_sam(weights.model, weights.base, **overrides)
     else:
         sam = build_from_registry(weights.model, weights.checkpoint, base=weights.base, **overrides)
-    return sam.to(pick_device(weights.device))
+    return _placed(sam, weights)
 
 
 def load_any(weights: WeightsConfig) -> OriginalSam:
@@ -176,7 +178,15 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
             f"model={weights.model} returned a {type(sam).__name__} without {', '.join(lacking)}; a segment_anything "
             "Sam is expected"
         )
-    return sam.eval().to(pick_device(weights.device))
+    return _placed(sam.eval(), weights)
+
+
+def _placed(sam: AnySam, weights: WeightsConfig) -> AnySam:
+    """`sam` where and as `weights` wants it run."""
+    sam.to(pick_device(weights.device))
+    if weights.compile:
+        compile_encoder(sam.image_encoder)
+    return sam
 
 
 def _imported(module: str, function: str) -> Callable[..., Any]:

@@ -24,6 +24,8 @@ class WeightsConfig:
     """Share of the tokens that performance blocks update, 0 to 1. Default: the model's own."""
     image_size: int | None = None
     """Longest side of the encoder's input, pixels; positions are interpolated to it. Default: the checkpoint's."""
+    compile: bool = False
+    """Compile the encoder for each size it meets: a minute or more at first, quicker then."""
     device: str = "auto"
     """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
 

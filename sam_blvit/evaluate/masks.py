@@ -91,7 +91,7 @@ class MaskMeasure:
         for photograph in photographs(images, instances, side=side, perturbation=self.perturbation):
             measured = Measurement(skipped_empty=photograph.skipped_empty)
             if photograph.truths:
-                view = View.of(sam, photograph.resized, photograph.size)
+                view = View.of(sam, photograph.resized, photograph.size, with_routings=self.perturbation is not CLEAN)
                 measured.primary.update(self._primary(view, photograph))
                 examiner = Examiner(view, self.protocol, self.oracle)
                 for start in range(0, len(photograph.truths), self.prompts_per_batch):
@@ -134,9 +134,9 @@ class MaskMeasure:
 
     def _primary(self, view: View, photograph: Photograph) -> dict[str, tuple[int, int]]:
         """What the perturbation left of the primary tokens, by router's layer; takes a second embedding."""
-        if self.perturbation is CLEAN or not view.routings:
+        if not view.routings:
             return {}
-        before = View.of(view.sam, photograph.unperturbed, photograph.size).routings
+        before = View.of(view.sam, photograph.unperturbed, photograph.size, with_routings=True).routings
         return {
             str(layer): (int((before[layer].primary * after.primary).sum()), int(before[layer].primary.sum()))
             for layer, after in view.routings.items()

@@ -68,15 +68,17 @@ class View:
     resized: tuple[int, int]
     """Height and width as the encoder saw it, without padding."""
     routings: Mapping[int, Routing] = field(default_factory=dict)
-    """What routers chose, by the layer they follow; nothing where the model has none or none ran."""
+    """What routers chose, by the layer they follow, if asked for; nothing where the model has none or none ran."""
 
     @classmethod
     @torch.no_grad()
-    def of(cls, sam: OriginalSam, resized: NDArray[np.uint8], size: tuple[int, int]) -> View:
+    def of(
+        cls, sam: OriginalSam, resized: NDArray[np.uint8], size: tuple[int, int], *, with_routings: bool = False
+    ) -> View:
         """Embed a photograph of `size` (H, W) from its `resized` pixels (h, w, 3)."""
         pixels = sam.preprocess(torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None])
         shown = (resized.shape[0], resized.shape[1])
-        if isinstance(sam, Sam):
+        if with_routings and isinstance(sam, Sam):
             encoding = sam.image_encoder.encode(pixels)
             return cls(sam=sam, embedding=encoding.embedding, size=size, resized=shown, routings=encoding.routings)
         return cls(sam=sam, embedding=sam.image_encoder(pixels), size=size, resized=shown)

@@ -14,6 +14,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid:
     def biased(score: Tensor, group: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + by_row[group, head, query, grid.rows[key]] + by_col[group, head, query, grid.cols[key]]
 
-    compute = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    compute = cast(Callable[..., Tensor], flex_attention) if torch.compiler.is_compiling() else _compiled_flex()
     return compute(q, k, v, score_mod=biased)
 
 

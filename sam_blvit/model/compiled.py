@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+import torch._dynamo
+import torch._inductor.config
 from torch import Tensor, nn
 
 Embed = Callable[[Tensor], Tensor]
+MANY_SHAPES = 128
+"""Compilations of one function; torch gives up after 8, and a dial with a few keep ratios and rectangles has more."""
 
 
 def compile_encoder(encoder: nn.Module) -> None:
@@ -25,23 +30,28 @@ def compiled(encoder: nn.Module) -> Embed:
     eager = encoder.forward
     call = torch.compile(eager, fullgraph=True, dynamic=False)
     on_cuda = torch.compile(eager, fullgraph=True, dynamic=False, mode="reduce-overhead")
-    frozen: list[tuple[int, ...]] = []
+    first: list[tuple[int, ...]] = []
 
     def embed(images: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return eager(images)
+        versions = tuple(parameter._version for parameter in encoder.parameters())
+        if first and versions != first[0]:
+            raise RuntimeError("weights of a compiled encoder have changed; compile it after loading them")
+        first[:] = [versions]
         if len(images) > 1:
             torch._dynamo.mark_dynamic(images, 0)
-        if images.device.type == "cuda":
+        with _settings(images.device):
+            if images.device.type != "cuda":
+                return call(images)
             torch.compiler.cudagraph_mark_step_begin()
             return on_cuda(images).clone()  # the next replay writes over it
-        if images.device.type != "cpu":
-            return call(images)
-        versions = tuple(parameter._version for parameter in encoder.parameters())
-        if versions != (frozen or [versions])[0]:
-            raise RuntimeError("weights of a compiled encoder have changed; compile it after loading them")
-        frozen[:] = [versions]
-        with torch._inductor.config.patch(freezing=True):  # as an option of torch.compile it comes too late
-            return call(images)
 
     return embed
+
+
+@contextmanager
+def _settings(device: torch.device) -> Iterator[None]:
+    freezing = device.type == "cpu"  # as an option of torch.compile it comes too late: tracing asks for it
+    with torch._dynamo.config.patch(recompile_limit=MANY_SHAPES), torch._inductor.config.patch(freezing=freezing):
+        yield

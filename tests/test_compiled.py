@@ -1,0 +1,108 @@
+"""Compiled encoders: one graph whatever is kept, few compilations, and the same embedding."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from sam_blvit.config import ModelConfig
+from sam_blvit.model.build import build_sam
+from sam_blvit.model.compiled import compile_encoder, compiled
+from sam_blvit.model.encoder import ImageEncoder
+
+Tiny = Callable[..., ModelConfig]
+
+
+@pytest.fixture
+def encoder(tiny: Tiny, randomize: Callable[[nn.Module], nn.Module]) -> ImageEncoder:
+    return randomize(build_sam(tiny()).eval().image_encoder)
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    """Counts graphs that `compiled` makes, which then run as they are: no C++ compiler is waited for."""
+    torch._dynamo.reset()
+    counted = CompileCounter()
+    compile_for = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **settings: compile_for(f, backend=counted, **settings))
+    return counted
+
+
+@torch.no_grad()
+def test_every_keep_ratio_window_and_shape_is_one_graph(
+    tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], counter: CompileCounter
+) -> None:
+    graphs = 0
+    for window, dtype in ((4, "float32"), (3, "float32"), (4, "bfloat16")):
+        encoder = randomize(build_sam(tiny(window=window, compute_dtype=dtype)).eval().image_encoder)
+        embed = compiled(encoder)
+        for keep_ratio in (0.0, 0.25, 0.5, 1.0):
+            encoder.keep_ratio = keep_ratio
+            for height in {encoder.padded_size(128, 128)[0], encoder.padded_size(64, 128)[0]}:
+                images = torch.randn(1, 3, height, 128)
+                torch.testing.assert_close(embed(images), encoder.forward(images))
+                graphs += 1
+    assert counter.frame_count == graphs
+
+
+@torch.no_grad()
+def test_batches_of_more_than_one_share_their_code(encoder: ImageEncoder, counter: CompileCounter) -> None:
+    embed = compiled(encoder)
+    for batch in (1, 2, 3, 5, 1):
+        images = torch.randn(batch, 3, 128, 128)
+        torch.testing.assert_close(embed(images), encoder.forward(images))
+    assert counter.frame_count == 2
+
+
+def test_with_gradients_the_encoder_itself_runs(encoder: ImageEncoder, counter: CompileCounter) -> None:
+    compile_encoder(encoder)
+    encoder(torch.randn(1, 3, 128, 128)).sum().backward()
+    assert encoder.pos_embed.grad is not None
+    assert counter.frame_count == 0
+
+
+@torch.no_grad()
+def test_changed_weights_are_refused(encoder: ImageEncoder, counter: CompileCounter) -> None:
+    compile_encoder(encoder)
+    images = torch.randn(1, 3, 128, 128)
+    encoder(images)
+    encoder.pos_embed.add_(1)
+    with pytest.raises(RuntimeError, match="weights of a compiled encoder have changed; compile it after loading them"):
+        encoder(images)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_compiled_encoder_is_its_own(encoder: ImageEncoder, counter: CompileCounter) -> None:
+    compile_encoder(encoder)
+    other = copy.deepcopy(encoder)
+    other.pos_embed.add_(1)
+    images = torch.randn(1, 3, 128, 128)
+    torch.testing.assert_close(other(images), other.forward(images))
+    assert not torch.equal(other(images), encoder(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inductors_code_gives_the_same_embedding(
+    tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], dtype: str
+) -> None:
+    encoder = randomize(build_sam(tiny(compute_dtype=dtype)).eval().image_encoder)
+    images = torch.randn(1, 3, 128, 128)
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-4 if dtype == "float32" else 0.1)
+    close(compiled(encoder)(images), encoder.forward(images))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_cuda_graphs_do_not_write_over_an_embedding(encoder: ImageEncoder) -> None:
+    compile_encoder(encoder.cuda())
+    images = torch.randn(4, 1, 3, 128, 128, device="cuda")
+    embeddings = [encoder(image) for image in images]
+    for image, embedding in zip(images, embeddings, strict=True):
+        torch.testing.assert_close(embedding, encoder.forward(image), rtol=0, atol=1e-3)
