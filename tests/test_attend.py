@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import skimage.data
 import torch
 from torch import Tensor
 
+from sam_blvit import SamPredictor, sam_model_registry
 from sam_blvit.model.attend import MANY_KEYS, WAYS, _tile_by_tile, attend, attention_way, quickest_way
 from sam_blvit.model.windows import TokenGrid
 
@@ -151,3 +154,31 @@ def test_an_unknown_way_is_named() -> None:
         attention_way("fast"),
     ):
         pass
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three photographs and a box on each: those of `make demo`."""
+    boxes = {"coffee": (160, 15, 420, 300), "rocket": (305, 105, 345, 415), "chelsea": (130, 20, 330, 250)}
+    return [(getattr(skimage.data, name)(), np.array(box)) for name, box in boxes.items()]
+
+
+def masks_of(photographs: list[tuple[np.ndarray, np.ndarray]], way: str, dtype: str) -> list[np.ndarray]:
+    predictor = SamPredictor(sam_model_registry["blvit_tiny"](compute_dtype=dtype))
+    masks = []
+    with attention_way(way):
+        for photograph, box in photographs:
+            predictor.set_image(photograph)
+            masks.append(predictor.predict(box=box, multimask_output=False)[0][0])
+    return masks
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.99), ("bfloat16", 0.98)])
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "flex"])
+def test_every_way_masks_photographs_as_plain_float32_attention_does(
+    photographs: list[tuple[np.ndarray, np.ndarray]], way: str, dtype: str, least: float
+) -> None:
+    expected = masks_of(photographs, "eager", "float32")
+    pairs = list(zip(masks_of(photographs, way, dtype), expected, strict=True))
+    assert all(other.any() for _, other in pairs)
+    assert np.mean([(mask & other).sum() / (mask | other).sum() for mask, other in pairs]) >= least

@@ -126,13 +126,17 @@ class Block(nn.Module):
             x = x + _times(e, factor)
         if p is None or routing is None:
             return x
-        # alpha in float32: where the router gets its gradient
-        p = (getattr(self, f"alpha_{half}") * routing.scores + 1) * p
+        p = self._gated(p, e, routing, half)
+        return add_tokens(x, routing.tokens, _times(p, factor), in_place=e is not None)
+
+    def _gated(self, p: Tensor, e: Tensor | None, routing: Routing, half: str) -> Tensor:
+        """What primary tokens (B, P, C) get beyond `e`, which all tokens got; 0 for fillers."""
+        p = (
+            getattr(self, f"alpha_{half}") * routing.scores + 1
+        ) * p  # in float32: the router's gradient comes from here
         if e is not None:
             p = p + (getattr(self, f"gamma_{half}") - 1) * take_tokens(e, routing.tokens)
-        if routing.filled is not None:
-            p = p * routing.filled
-        return add_tokens(x, routing.tokens, _times(p, factor), in_place=e is not None)
+        return p if routing.filled is None else p * routing.filled
 
 
 def _times(update: Tensor, factor: Tensor | None) -> Tensor:
