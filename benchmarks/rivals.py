@@ -27,7 +27,7 @@ def mobile_sam(image_size: int = 1024) -> Sam:
     table 7: channels 64, 128, 160, 320, depths 2, 2, 6, 2, windows 7, 14, 7, heads of 32 channels. The last stage is
     not downsampled, so that a side of 1024 pixels gives SAM's 64 x 64 embedding.
     """
-    return _sam(TinyViT(image_size))
+    return sam_around(TinyViT(image_size))
 
 
 def efficient_sam_ti(image_size: int = 1024) -> Sam:
@@ -36,15 +36,15 @@ def efficient_sam_ti(image_size: int = 1024) -> Sam:
     Xiong et al. 2023, EfficientSAM (arXiv 2312.00863), section 4; shape by Touvron et al. 2021 (arXiv 2012.12877),
     table 1: 12 layers, 192 channels, 3 heads.
     """
-    return _sam(PlainViT(image_size, dim=192, heads=3))
+    return sam_around(PlainViT(image_size, dim=192, heads=3))
 
 
 def efficient_sam_s(image_size: int = 1024) -> Sam:
     """EfficientSAM-S: as `efficient_sam_ti`, of DeiT-S's shape: 12 layers, 384 channels, 6 heads."""
-    return _sam(PlainViT(image_size, dim=384, heads=6))
+    return sam_around(PlainViT(image_size, dim=384, heads=6))
 
 
-def _sam(encoder: nn.Module) -> Sam:
+def sam_around(encoder: nn.Module) -> Sam:
     """`encoder` with SAM's own prompt encoder and mask decoder."""
     side = encoder.img_size
     assert isinstance(side, int)
@@ -95,9 +95,7 @@ class Attention(nn.Module):
 
 
 def _feed_forward(dim: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, EXPANSION * dim), nn.GELU(), nn.Linear(EXPANSION * dim, dim)
-    )
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, EXPANSION * dim), nn.GELU(), nn.Linear(EXPANSION * dim, dim))
 
 
 class PlainViT(nn.Module):

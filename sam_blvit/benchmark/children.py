@@ -17,6 +17,7 @@ from typing import Any
 from sam_blvit.benchmark.memory import GIB, resident
 from sam_blvit.benchmark.worker import Job
 
+WORKER = (sys.executable, "-m", "sam_blvit.benchmark.worker")
 LOOK = 0.02
 """Seconds between two looks at a process."""
 KILLED = -signal.SIGKILL
@@ -32,7 +33,7 @@ def run_child(job: Job, listen: Callable[[dict[str, Any]], object], *, limit: in
         said.touch()
         with complaints.open("w") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "sam_blvit.benchmark.worker", str(said)],
+                [*WORKER, str(said)],
                 stdin=subprocess.PIPE,
                 stdout=errors,
                 stderr=errors,
@@ -40,15 +41,17 @@ def run_child(job: Job, listen: Callable[[dict[str, Any]], object], *, limit: in
                 env=os.environ | ({"TORCHINDUCTOR_CACHE_DIR": scratch} if job.cold else {}),  # nothing compiled before
                 start_new_session=True,
             )
+        assert process.stdin is not None
         try:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError), process.stdin as words:
-                words.write(job.to_json())
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(job.to_json() + "\n")
+                process.stdin.flush()  # and left open: its end would be the worker's
             fits = _attend(process, said, listen, limit)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and the processes that compile for it
             process.wait()
+            process.stdin.close()
         if not fits:
             return f"does not fit: more than {(limit or 0) / GIB:.1f} GiB"
         if process.returncode == KILLED:

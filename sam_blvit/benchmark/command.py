@@ -16,7 +16,7 @@ from sam_blvit.benchmark.cells import Group, Row, plan
 from sam_blvit.benchmark.children import run_child
 from sam_blvit.benchmark.memory import GIB, available
 from sam_blvit.benchmark.plot import macs_chart, scale_chart
-from sam_blvit.benchmark.table import markdown, results
+from sam_blvit.benchmark.table import header, markdown, results
 from sam_blvit.benchmark.worker import Job
 from sam_blvit.config import BenchmarkConfig
 from sam_blvit.files import output_directory, write_atomically, write_json
@@ -44,10 +44,11 @@ def benchmark(models: Sequence[str], config: BenchmarkConfig) -> str:
             measure(group, config, bar)
     report = markdown(about, groups)
     write_json(output / "benchmark.json", {**about, "groups": [_as_json(group) for group in groups]})
-    charts = {"macs": macs_chart(groups)}
+    caption = header(about, groups)
+    charts = {"macs": macs_chart(groups, caption)}
     for axis in ("side", "batch", "threads"):
-        if len({getattr(row.cell, axis) for group in groups for row in group.rows}) > 1:
-            charts[axis] = scale_chart(groups, axis)
+        if len({getattr(row.cell, axis) for group in groups for row in group.rows} - {None}) > 1:
+            charts[axis] = scale_chart(groups, axis, caption)
     for name, text in {"benchmark.md": report, **{f"{name}.svg": chart for name, chart in charts.items()}}.items():
         write_atomically(output / name, partial(_write, text=text))
     return report

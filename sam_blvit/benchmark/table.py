@@ -84,14 +84,19 @@ def results(group: Group) -> list[dict[str, Any]]:
     return found
 
 
+def header(about: dict[str, Any], groups: Sequence[Group]) -> list[str]:
+    """What was measured, and on what, a line each."""
+    lines = ["; ".join(f"{name}: {value}" for name, value in about.items()), f"weights: {_weights(groups)}"]
+    for group in groups:
+        machine = "; ".join(f"{name}: {_words(value)}" for name, value in group.machine.items())
+        if machine and machine not in lines:
+            lines.append(machine)
+    return lines
+
+
 def markdown(about: dict[str, Any], groups: Sequence[Group]) -> str:
     """The whole benchmark: what it was measured on, how to read it, and one table a group."""
-    lines = ["# Benchmark", ""]
-    lines += [f"- {name}: {value}" for name, value in about.items()]
-    lines += [f"- weights: {_weights(groups)}"]
-    machines = [group.machine for group in groups if group.machine]
-    for machine in (facts for place, facts in enumerate(machines) if facts not in machines[:place]):
-        lines.append("- " + "; ".join(f"{name}: {_words(value)}" for name, value in machine.items()))
+    lines = ["# Benchmark", "", *(f"- {line}" for line in header(about, groups))]
     lines += READING.format(rounds=about["rounds"]).splitlines()
     for group in groups:
         lines += ["", f"## {group.shape}", "", *_table(group)]

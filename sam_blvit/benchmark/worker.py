@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -73,13 +75,20 @@ class Subject:
 
 
 def main() -> None:
-    """Do the job on standard input."""
+    """Do the job on the first line of standard input; its end is the end of whoever waits for this process."""
+    job = Job.from_json(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
     with Path(sys.argv[1]).open("a", buffering=1) as events:
 
         def tell(**event: Any) -> None:
             events.write(json.dumps(event) + "\n")
 
-        work(Job.from_json(sys.stdin.read()), tell)
+        work(job, tell)
+
+
+def _end_with_input() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 @torch.no_grad()
