@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,20 @@ FOREIGN = replace(OURS, model="test_worker:foreign", keep_ratio=None)
 SIDE = 128
 
 
-def foreign() -> Sam:
+def foreign(side: int = SIDE, dim: int = 32) -> Sam:
     """A Sam of segment_anything's own classes."""
-    return sam_around(
-        ImageEncoderViT(img_size=SIDE, embed_dim=32, depth=1, num_heads=2, out_chans=256, use_rel_pos=True)
-    )
+    encoder = ImageEncoderViT(img_size=side, embed_dim=dim, depth=1, num_heads=2, out_chans=256, use_rel_pos=True)
+    return sam_around(encoder)
+
+
+def wider() -> Sam:
+    """The same of more channels."""
+    return foreign(dim=64)
+
+
+def larger() -> Sam:
+    """The same for larger images."""
+    return foreign(side=256)
 
 
 def rival() -> Sam:
@@ -184,10 +193,20 @@ def test_the_whole_batch_is_encoded() -> None:
     assert encoder_call(sam, replace(FOREIGN, batch=3), (SIDE, SIDE))().shape[0] == 3
 
 
-def test_many_models_of_one_class_are_compiled_beside_each_other() -> None:
-    cells = [replace(FOREIGN, way="compiled")] * (torch._dynamo.config.recompile_limit + 1)
-    events = said(*cells)
+def test_models_of_one_class_are_compiled_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        inputs.append(examples)
+        return graph.forward
+
+    monkeypatch.setattr(worker, "compile_settings", lambda device: {"fullgraph": True, "backend": backend})
+    models = [f"test_worker:{name}" for name in ("foreign", "wider", "larger")]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        events = said(*(replace(FOREIGN, model=model, side=None, way="compiled") for model in models))
     assert not [event for event in events if "problem" in event]
+    assert len(inputs) == len(models)
+    assert not any(isinstance(example, torch.SymInt) for examples in inputs for example in examples)
 
 
 def test_what_cannot_be_compiled_is_said_in_one_line_and_the_others_go_on() -> None:
