@@ -22,7 +22,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.checkpoint import load_sam, save_plain_sam
-from sam_blvit.config import FlopsConfig, SegmentConfig
+from sam_blvit.config import BenchmarkConfig, FlopsConfig, SegmentConfig
 
 USAGE_ERROR = 2
 Action = Callable[[], object]
@@ -30,7 +30,12 @@ Action = Callable[[], object]
 
 def main(args: Sequence[str] | None = None) -> None:
     """`sam-blvit`: run the command that the command line names."""
-    commands: dict[str, Callable[..., Action]] = {"segment": segment, "flops": flops, "convert": convert}
+    commands: dict[str, Callable[..., Action]] = {
+        "segment": segment,
+        "flops": flops,
+        "benchmark": benchmark,
+        "convert": convert,
+    }
 
     def parse() -> Action:
         return tyro.extras.subcommand_cli_from_dict(
@@ -38,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
             prog="sam-blvit",
             description="Segment Anything with a big.LITTLE image encoder.",
             args=args,
+            registry=_registry(),
         )
 
     _call(parse)
@@ -102,6 +108,19 @@ def flops(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefixes[F
     from sam_blvit.measure.flops import flops as action
 
     return lambda: print(action(models, config))
+
+
+def benchmark(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefixes[BenchmarkConfig]) -> Action:
+    """Time models beside each other in one process: encoder and decoder, first call and warm, and their memory.
+
+    Args:
+        models: Registry names, checkpoints of ours, or module:function, which returns a segment_anything Sam; times are
+            compared with the first. Default: blvit_b_t, vit_b and segment_anything's own ViT-B.
+    """
+    from sam_blvit.benchmark.cells import DEFAULT_MODELS
+    from sam_blvit.benchmark.command import benchmark as action  # matplotlib only where it is used
+
+    return lambda: print(action(models or DEFAULT_MODELS, config), end="")
 
 
 def convert(checkpoint: Positional[Path], output: Positional[Path]) -> Action:

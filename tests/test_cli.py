@@ -104,6 +104,9 @@ def test_an_error_of_the_command_ends_in_one_line(capsys: pytest.CaptureFixture[
         (["segment", "a.jpg", "--output", "x", "--device", "tpu"], "device='tpu' is not one of auto, cpu, cuda, mps"),
         (["flops", "vit_x"], "no model named 'vit_x'; there are vit_b"),
         (["flops", "--keep-ratio", "1.5"], "keep_ratio=1.5 is not a number in [0, 1]"),
+        (["benchmark", "vit_x"], "no model named 'vit_x'; there are vit_b"),
+        (["benchmark", "--dtypes", "fp16"], "dtypes: 'fp16' is not one of float32, bfloat16"),
+        (["benchmark", "--batches", "1,x"], "--batches"),
         (["convert", "nosuch.safetensors", "out.pth"], "nosuch.safetensors is not a file"),
     ],
 )

@@ -18,10 +18,11 @@ LAYERS = [
         "predictor",
         "everything",
         "drawing",
+        "figures",
         "measure",
         "__version__",
     },  # the root imports these and below
-    {"train", "evaluate", "segment"},
+    {"train", "evaluate", "segment", "benchmark"},
     {"finetune"},
     {"cli"},
 ]

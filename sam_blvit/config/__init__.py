@@ -1,6 +1,7 @@
 """Every setting as data: models, and what each command takes. Standard library only, so a checkpoint's config reads
 anywhere."""
 
+from sam_blvit.config.benchmark import ASPECTS, BENCHMARK_CHOICES, BenchmarkConfig
 from sam_blvit.config.commands import DEVICES, FlopsConfig, SegmentConfig, WeightsConfig, check_seed
 from sam_blvit.config.evaluation import EVALUATION_CHOICES, CalibrationConfig, EvaluationConfig, ReportConfig
 from sam_blvit.config.model import (
@@ -25,6 +26,8 @@ from sam_blvit.config.training import (
 )
 
 __all__ = [
+    "ASPECTS",
+    "BENCHMARK_CHOICES",
     "COMPUTE_DTYPES",
     "DEVICES",
     "EMBEDDING_CHANNELS",
@@ -34,6 +37,7 @@ __all__ = [
     "PRESETS",
     "SAME",
     "SAM_WINDOW",
+    "BenchmarkConfig",
     "CacheConfig",
     "CalibrationConfig",
     "EvaluationConfig",

@@ -1,14 +1,9 @@
-"""Charts of a report, as SVG text: one colour and one marker a prompt in all of them.
-
-Figures are made and written directly, without pyplot: it would keep every one of them and look for a screen.
-"""
+"""Charts of a report, as SVG text: one colour and one marker a prompt in all of them."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -18,24 +13,11 @@ from numpy.typing import NDArray
 
 from sam_blvit.evaluate.statistics import BINS, Reliability
 from sam_blvit.evaluate.summary import PROMPTS
+from sam_blvit.figures import PANEL, STYLE, legend, short, svg
 
-STYLE: Any = {  # keys typed as matplotlib's own list of them
-    "svg.fonttype": "none",  # text stays text, in the reader's own font
-    "svg.hashsalt": "sam_blvit",  # the same data give the same bytes
-    "text.parse_math": False,  # a name may hold a $
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-}
 COLOURS = {"box": "#0072b2", "1pt": "#d55e00", "3pt": "#009e73"}
 MARKERS = {"box": "s", "1pt": "o", "3pt": "^"}
 SIZE_COLOURS = {"small": "#9ecae1", "medium": "#4292c6", "large": "#084594"}
-PANEL = (4.6, 3.6)
-"""Width and height of a panel, inches."""
-LONGEST_NAME = 32
 NEAR = 0.04
 """Points of one prompt closer than this share of both axes have one label."""
 
@@ -59,8 +41,8 @@ def cost_chart(points: Sequence[Point], *, x_label: str) -> str:
         axes.scatter(x, _miou(points, prompt), color=COLOURS[prompt], marker=MARKERS[prompt], label=prompt)
     axes.margins(0.12)
     _label(axes, points)
-    _legend(figure)
-    return _svg(figure)
+    legend(figure)
+    return svg(figure)
 
 
 @rc_context(STYLE)
@@ -72,8 +54,8 @@ def keep_chart(points: Sequence[Point]) -> str:
     for prompt in PROMPTS:
         axes.plot(x, _miou(points, prompt), color=COLOURS[prompt], marker=MARKERS[prompt], label=prompt)
     _label(axes, points)
-    _legend(figure)
-    return _svg(figure)
+    legend(figure)
+    return svg(figure)
 
 
 @rc_context(STYLE)
@@ -91,13 +73,13 @@ def size_chart(bars: Mapping[str, Mapping[str, float | None]]) -> str:
             label=size,
         )
         axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=7)
-    axes.set_yticks(range(len(bars)), [_short(name) for name in bars])
+    axes.set_yticks(range(len(bars)), [short(name) for name in bars])
     axes.margins(x=0.1)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("box mIoU, %")
-    _legend(figure)
-    return _svg(figure)
+    legend(figure)
+    return svg(figure)
 
 
 @rc_context(STYLE)
@@ -111,13 +93,13 @@ def reliability_chart(curves: Mapping[str, Reliability], *, title: str) -> str:
         look = {"color": COLOURS[prompt], "marker": MARKERS[prompt], "markersize": 4}
         upper.plot(curve.predicted, curve.true, label=prompt, **look)
         lower.plot(centres, curve.counts, **look)
-    upper.set_title(_short(title))
+    upper.set_title(short(title))
     upper.set_ylabel("true IoU, %")
     lower.set_ylabel("objects")
     lower.set_ylim(bottom=0)
     lower.set_xlabel("predicted IoU, %")
-    _legend(figure)
-    return _svg(figure)
+    legend(figure)
+    return svg(figure)
 
 
 def _panel(x_label: str) -> tuple[Figure, Axes]:
@@ -143,17 +125,3 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
 def _miou(points: Sequence[Point], prompt: str) -> NDArray[np.float64]:
     """mIoU of each of `points`; NaN, which is not drawn, where there is none."""
     return np.array([point.miou[prompt] for point in points], dtype=np.float64)
-
-
-def _legend(figure: Figure) -> None:
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()

@@ -1,0 +1,96 @@
+"""`sam-blvit benchmark`: milliseconds and memory of models beside each other, as Markdown, JSON and charts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sam_blvit import __version__
+from sam_blvit.benchmark.cells import Group, Row, plan
+from sam_blvit.benchmark.children import run_child
+from sam_blvit.benchmark.memory import GIB, available
+from sam_blvit.benchmark.plot import macs_chart, scale_chart
+from sam_blvit.benchmark.table import header, markdown, results
+from sam_blvit.benchmark.worker import Job
+from sam_blvit.config import BenchmarkConfig
+from sam_blvit.files import output_directory, write_atomically, write_json
+from sam_blvit.measure.revision import git_revision
+
+SHARE_OF_AVAILABLE = 0.9
+
+
+def benchmark(models: Sequence[str], config: BenchmarkConfig) -> str:
+    """Measure `models` in every way that `config` asks for, and write benchmark.md, benchmark.json and SVG charts.
+
+    Returns the Markdown. ValueError, one line, for bad input.
+    """
+    groups = plan(models, config)
+    output = output_directory(config.output)
+    about = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "sam_blvit": f"{__version__}, git {git_revision() or 'none'}",
+        "rounds": config.rounds,
+    }
+    steps = sum(len(group.rows) for group in groups) * (config.rounds + 1)
+    with tqdm(total=steps, desc="benchmark", unit="run", disable=None) as bar:
+        for group in groups:
+            bar.set_postfix_str(group.shape)
+            measure(group, config, bar)
+    report = markdown(about, groups)
+    write_json(output / "benchmark.json", {**about, "groups": [_as_json(group) for group in groups]})
+    caption = header(about, groups)
+    charts = {"macs": macs_chart(groups, caption)}
+    for axis in ("side", "batch", "threads"):
+        if len({getattr(row.cell, axis) for group in groups for row in group.rows} - {None}) > 1:
+            charts[axis] = scale_chart(groups, axis, caption)
+    for name, text in {"benchmark.md": report, **{f"{name}.svg": chart for name, chart in charts.items()}}.items():
+        write_atomically(output / name, partial(_write, text=text))
+    return report
+
+
+def measure(group: Group, config: BenchmarkConfig, bar: tqdm[Any]) -> None:
+    """Fill the rows of `group`. On a CPU each is first measured alone, which gives its first call and its memory, and
+    says whether it fits; then those that do are timed together."""
+    there = available()
+    most = None if there is None else round(SHARE_OF_AVAILABLE * there)
+    if config.memory_limit is not None:
+        most = round(config.memory_limit * GIB)
+    apart = group.rows[0].cell.device == "cpu"
+    if apart:
+        for row in group.rows:
+            job = Job([row.cell], rounds=0, cold=True)
+            row.problem = run_child(job, partial(hear, group, [row], bar), limit=most) or row.problem
+    rows = [row for row in group.rows if row.problem is None]
+    if rows:
+        job = Job([row.cell for row in rows], rounds=config.rounds, cold=not apart)
+        ended = run_child(job, partial(hear, group, rows, bar), limit=most)
+        for row in rows:
+            if ended is not None and row.problem is None and len(row.encoder_ms) < config.rounds:
+                row.problem = f"{ended}, with the others of its shape"
+
+
+def hear(group: Group, rows: Sequence[Row], bar: tqdm[Any], event: dict[str, Any]) -> None:
+    """Put what a process says about `rows` of `group` where it belongs."""
+    if "cell" in event:
+        rows[event.pop("cell")].take(event)
+        bar.update("first_seconds" in event or "encoder_ms" in event)
+    elif "machine" in event:
+        group.machine = event["machine"]
+    else:
+        group.rates.setdefault(event["dtype"], []).append(event["macs_per_second"])
+
+
+def _as_json(group: Group) -> dict[str, Any]:
+    """`group` with its raw times and what they come to."""
+    rows = [{**dataclasses.asdict(row), **result} for row, result in zip(group.rows, results(group), strict=True)]
+    return {"shape": group.shape, "machine": group.machine, "rates": group.rates, "rows": rows}
+
+
+def _write(to: str, text: str) -> None:
+    Path(to).write_text(text)
