@@ -23,6 +23,7 @@ from test_cells import CELL
 
 OURS = replace(CELL, model="blvit_tiny", keep_ratio=0.5, side=128, allocator="default", dtype="float32")
 FOREIGN = replace(OURS, model="test_worker:foreign", keep_ratio=None)
+COMPILE = torch.compile
 SIDE = 128
 
 
@@ -82,10 +83,14 @@ def starved() -> Sam:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(worker, "MATMUL", {"cpu": (8, 8, 8)})
-    monkeypatch.setattr(worker, "compile_settings", lambda device: {"fullgraph": True, "backend": "eager"})
-    with torch._dynamo.config.patch(automatic_dynamic_shapes=True, recompile_limit=8):
-        yield
+    compile_with(monkeypatch, "eager")
+    yield
     torch._dynamo.reset()
+
+
+def compile_with(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+    """Have encoders compiled for `backend`, which waits for no C++ compiler."""
+    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **settings: COMPILE(f, backend=backend, **settings))
 
 
 def said(*cells: Cell, rounds: int = 1, cold: bool = True) -> list[dict[str, Any]]:
@@ -200,9 +205,9 @@ def test_models_of_one_class_are_compiled_each_for_itself(monkeypatch: pytest.Mo
         inputs.append(examples)
         return graph.forward
 
-    monkeypatch.setattr(worker, "compile_settings", lambda device: {"fullgraph": True, "backend": backend})
+    compile_with(monkeypatch, backend)
     models = [f"test_worker:{name}" for name in ("foreign", "wider", "larger")]
-    with torch._dynamo.config.patch(recompile_limit=2):
+    with torch._dynamo.config.patch(recompile_limit=2):  # the encoders share their code
         events = said(*(replace(FOREIGN, model=model, side=None, way="compiled") for model in models))
     assert not [event for event in events if "problem" in event]
     assert len(inputs) == len(models)

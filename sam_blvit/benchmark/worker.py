@@ -33,7 +33,7 @@ from sam_blvit.config import MODELS, WeightsConfig, override
 from sam_blvit.files import first_line
 from sam_blvit.measure.flops import count_macs, sam_macs
 from sam_blvit.measure.latency import now
-from sam_blvit.model.compiled import compile_settings
+from sam_blvit.model.compiled import compiled
 from sam_blvit.model.sam import Sam, decode
 
 Tell = Callable[..., None]
@@ -99,9 +99,6 @@ def work(job: Job, tell: Tell) -> None:
         tune_allocator()
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
-    # many encoders of one class share a process: none may change how the next is compiled
-    torch._dynamo.config.automatic_dynamic_shapes = False
-    torch._dynamo.config.recompile_limit = max(len(job.cells), torch._dynamo.config.recompile_limit)
     device = torch.device(cell.device)
     tell(machine=machine(device))
     subjects: dict[int, Subject] = {}
@@ -168,7 +165,7 @@ def prepare(cell: Cell, tell: Tell, *, cold: bool) -> Subject | None:
         encode()
     if cold:
         tell(first_seconds=spent / 1e3, peak_bytes=peak.beyond())
-    embedding = encode()[:1].float().clone()  # CUDA graphs write over what they return
+    embedding = encode()[:1].float()
     height, width = photograph
     box = torch.tensor([[width / 4, height / 4, width / 2, height / 2]], device=sam.device)
 
@@ -204,8 +201,7 @@ def encoder_call(sam: OriginalSam, cell: Cell, size: tuple[int, int]) -> Callabl
     """The encoder of `sam`, in `cell`'s dtype and way, on a batch of normalised pixels of `size`."""
     device = sam.device
     images = torch.randn(cell.batch, 3, *size, device=device)
-    compiled = cell.way == "compiled"
-    encoder = torch.compile(sam.image_encoder, **compile_settings(device)) if compiled else sam.image_encoder
+    encoder = compiled(sam.image_encoder) if cell.way == "compiled" else sam.image_encoder
 
     def precision() -> AbstractContextManager[object]:
         if not cell.foreign or cell.dtype == "float32":
@@ -213,8 +209,6 @@ def encoder_call(sam: OriginalSam, cell: Cell, size: tuple[int, int]) -> Callabl
         return torch.autocast(device.type, getattr(torch, cell.dtype))
 
     def encode() -> torch.Tensor:
-        if compiled:
-            torch.compiler.cudagraph_mark_step_begin()
         with precision():
             return encoder(images)
 
