@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator as OriginalGenerator
 from segment_anything.modeling import Sam as OriginalSam
@@ -166,17 +165,15 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         """Stability scores (n,) and boxes (n, 4) of the masks of `logits` (n, 4G, 4G) on the crop that is set."""
         if not len(logits):
             return torch.zeros(0), torch.zeros(0, 4, dtype=torch.long)
-        predictor, threshold, offset = self.predictor, self.predictor.model.mask_threshold, self.stability_score_offset
+        predictor, limit, offset = self.predictor, self.predictor.model.mask_threshold, self.stability_score_offset
         full = enlarge(predictor.model, logits[:, None], predictor.input_size, predictor.original_size, binary=False)[
             :, 0
         ]
-        strict, mask, loose = (
-            (full > limit).cpu().numpy() for limit in (threshold + offset, threshold, threshold - offset)
-        )
-        inside, outside = (torch.tensor([np.count_nonzero(one) for one in masks]) for masks in (strict, loose))
-        return inside / outside, torch.from_numpy(boxes_of(mask))
+        strict, masks, loose = ((full > level).cpu().numpy() for level in (limit + offset, limit, limit - offset))
+        inside, outside = (torch.tensor([np.count_nonzero(one) for one in each]) for each in (strict, loose))
+        return inside / outside, torch.from_numpy(boxes_of(masks))
 
-    def _mask(self, found: Candidates, index: int, crops: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
+    def _mask(self, found: Candidates, index: int, crops: Tensor, size: tuple[int, int]) -> np.ndarray:
         """The candidate of that index as (H, W) on the photograph of `size`."""
         x0, y0, x1, y1 = crops[found.crops[index]].tolist()
         resized = self.predictor.transform.get_preprocess_shape(
@@ -187,25 +184,25 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         whole[y0:y1, x0:x1] = mask.cpu().numpy()
         return whole
 
-    def _tidied(
-        self, found: Candidates, crops: Tensor, size: tuple[int, int]
-    ) -> tuple[Candidates, list[NDArray[np.int64]]]:
-        """`found` and their run lengths without small holes and islands; of masks that thereby became one, the
-        one that was changed goes."""
-        runs, boxes, unchanged = [], [], []
+    def _tidied(self, found: Candidates, crops: Tensor, size: tuple[int, int]) -> tuple[Candidates, list[np.ndarray]]:
+        """`found` and their run lengths, holes filled and islands removed that are below the least area.
+
+        Where two overlap too much now, the one that was not touched stays.
+        """
+        runs, boxes, untouched = [], [], []
         for i in range(len(found.boxes)):
-            mask, filled = remove_small_regions(
-                self._mask(found, i, crops, size), self.min_mask_region_area, mode="holes"
-            )
-            mask, cut = remove_small_regions(mask, self.min_mask_region_area, mode="islands")
+            mask, changed = self._mask(found, i, crops, size), False
+            for kind in ("holes", "islands"):
+                mask, mended = remove_small_regions(mask, self.min_mask_region_area, mode=kind)
+                changed = changed or mended
             runs.append(run_lengths(mask))
             boxes.append(torch.from_numpy(boxes_of(mask[None])))
-            unchanged.append(float(not (filled or cut)))
+            untouched.append(float(not changed))
         found = replace(found, boxes=torch.cat([found.boxes[:0], *boxes]))
-        kept = _distinct(found.boxes, torch.tensor(unchanged), max(self.box_nms_thresh, self.crop_nms_thresh))
+        kept = _distinct(found.boxes, torch.tensor(untouched), max(self.box_nms_thresh, self.crop_nms_thresh))
         return found.picked(kept), [runs[i] for i in kept]
 
-    def _segmentation(self, runs: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.bool_] | dict[str, Any]:
+    def _segmentation(self, runs: np.ndarray, size: tuple[int, int]) -> np.ndarray | dict[str, Any]:
         """A mask on a photograph of `size` from its run lengths, in the chosen output mode."""
         if self.output_mode == "binary_mask":
             return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[1], size[0]).T
@@ -213,7 +210,7 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         return coco_encode_rle(rle) if self.output_mode == "coco_rle" else rle
 
 
-def run_lengths(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+def run_lengths(mask: np.ndarray) -> np.ndarray:
     """How many pixels of `mask` (H, W) are alike, column by column, beginning with those outside: COCO's counts."""
     pixels = mask.T.reshape(-1)
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
@@ -221,14 +218,12 @@ def run_lengths(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.diff(np.concatenate([first, changes, [len(pixels)]]))
 
 
-def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+def boxes_of(masks: np.ndarray) -> np.ndarray:
     """Boxes (n, 4) around `masks` (n, H, W): X0, Y0, X1, Y1, the last ones inside; zeros around nothing."""
-    edges = []
-    for across in (1, 2):  # columns, rows
-        occupied = masks.any(axis=across)
-        edges += [occupied.argmax(axis=1), occupied.shape[1] - 1 - occupied[:, ::-1].argmax(axis=1)]
-    x0, x1, y0, y1 = edges
-    return np.stack([x0, y0, x1, y1], axis=1) * occupied.any(axis=1)[:, None]
+    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
+    first = [lines.argmax(axis=1) for lines in (columns, rows)]
+    last = [lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1) for lines in (columns, rows)]
+    return np.stack(first + last, axis=1) * np.any(rows, axis=1)[:, None]
 
 
 def _distinct(boxes: Tensor, scores: Tensor, most_overlap: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Every setting as data: models, and what each command takes. Standard library only, so a checkpoint's config reads
 anywhere."""
 
-from sam_blvit.config.commands import DEVICES, FlopsConfig, SegmentConfig, WeightsConfig, check_seed
+from sam_blvit.config.commands import DEVICES, EverythingConfig, FlopsConfig, SegmentConfig, WeightsConfig, check_seed
 from sam_blvit.config.evaluation import EVALUATION_CHOICES, CalibrationConfig, EvaluationConfig, ReportConfig
 from sam_blvit.config.model import (
     COMPUTE_DTYPES,
@@ -37,6 +37,7 @@ __all__ = [
     "CacheConfig",
     "CalibrationConfig",
     "EvaluationConfig",
+    "EverythingConfig",
     "FinetuneConfig",
     "FlopsConfig",
     "ModelConfig",

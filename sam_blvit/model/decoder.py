@@ -40,7 +40,7 @@ def decode(
     sam: OriginalSam,
     embedding: Tensor,
     *,
-    points: tuple[Tensor, Tensor] | None = None,
+    points: tuple[Tensor, Tensor | None] | None = None,
     boxes: Tensor | None = None,
     masks: Tensor | None = None,
     multimask_output: bool,
@@ -60,7 +60,8 @@ def decode(
 
     count = next((len(each) for each in prompts if each is not None), 1)
     tokens = 8 + (0 if points is None else points[0].shape[1])  # at most: 5 of the decoder, 2 corners, 1 of padding
-    return in_chunks(decoded, count, _bytes_of_a_prompt(embedding, tokens))
+    logits, predicted = in_chunks(decoded, count, _bytes_of_a_prompt(embedding, tokens))
+    return logits, predicted
 
 
 def decode_above(
@@ -103,7 +104,7 @@ def bytes_of_a_mask(sam: OriginalSam, size: tuple[int, int]) -> int:
 
 
 def predict_masks(
-    decoder: nn.Module,
+    decoder: MaskDecoder,
     *,
     image_embeddings: Tensor,
     image_pe: Tensor,
@@ -180,18 +181,19 @@ def _answers(
     return predicted, lambda prompts: _logits(decoder, tokens[prompts], image[prompts], outputs)
 
 
-def _foldable(decoder: nn.Module, sparse: Tensor) -> bool:
+def _foldable(decoder: MaskDecoder, sparse: Tensor) -> bool:
     """Whether the decoder's arithmetic is known, nobody listens to its modules, and prompts have few tokens."""
     return (
         type(decoder) is MaskDecoder
         and all(_known(part) for part in decoder.modules())
-        and 1 + decoder.num_mask_tokens + sparse.shape[1] <= MOST_TOKENS
+        and 1 + len(decoder.mask_tokens.weight) + sparse.shape[1] <= MOST_TOKENS
     )
 
 
 def _known(part: nn.Module) -> bool:
     listened = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    return type(part) in KNOWN_PARTS and not listened and "forward" not in vars(part)
+    rewired = listened or "forward" in vars(part) or getattr(part, "bias", part) is None
+    return type(part) in KNOWN_PARTS and not rewired
 
 
 def _attend(
@@ -284,6 +286,7 @@ def _logits(decoder: MaskDecoder, tokens: Tensor, image: Tensor, outputs: slice)
 def _quadrupled(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
     """What a transposed convolution of 2 x 2 with stride 2 makes of each of the pixels (..., C): (..., 4, C')."""
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    assert convolution.bias is not None
     return F.linear(x, weight, convolution.bias.repeat(4)).unflatten(-1, (4, -1))
 
 
