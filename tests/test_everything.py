@@ -21,6 +21,8 @@ from sam_blvit.everything import SamAutomaticMaskGenerator, boxes_of, run_length
 from sam_blvit.model import decoder
 from sam_blvit.model.sam import Sam
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*positions interpolated:UserWarning")
+
 LOOSE: dict[str, Any] = {"points_per_side": 4, "pred_iou_thresh": 0.17, "stability_score_thresh": 0.25}
 """blvit_tiny is trained little and predicts low IoUs."""
 Records = list[dict[str, Any]]
@@ -89,12 +91,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "uncompressed_rle": {"output_mode": "uncompressed_rle"},
     "coco_rle": {"output_mode": "coco_rle"},
     "crops": {"crop_n_layers": 1, "points_per_side": 3, "crop_nms_thresh": 0.9},
-    "crops as RLE": {"crop_n_layers": 1, "points_per_side": 2, "crop_nms_thresh": 0.9, "output_mode": "coco_rle"},
+    "crops as RLE": {"crop_n_layers": 1, "points_per_side": 3, "crop_nms_thresh": 0.9, "output_mode": "coco_rle"},
     "small regions": {"min_mask_region_area": 100, "box_nms_thresh": 0.9},
-    "crops and small regions": {"crop_n_layers": 1, "points_per_side": 2, "min_mask_region_area": 50},
+    "crops and small regions": {"crop_n_layers": 1, "points_per_side": 3, "min_mask_region_area": 50},
     "little suppression": {"box_nms_thresh": 0.95, "stability_score_offset": 0.5},
     "batches of three": {"points_per_batch": 3},
-    "own points": {"points_per_side": None, "point_grids": [np.array([[0.3, 0.4], [0.52, 0.5], [0.7, 0.21]])]},
+    "own points": {
+        "points_per_side": None,
+        "point_grids": [np.array([[0.3, 0.4], [0.52, 0.5], [0.7, 0.21]])],
+        "pred_iou_thresh": 0.1,
+        "stability_score_thresh": 0.1,
+    },
 }
 
 

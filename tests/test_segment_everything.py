@@ -21,6 +21,8 @@ from sam_blvit.config import EverythingConfig
 from sam_blvit.everything import SamAutomaticMaskGenerator
 from sam_blvit.segment_everything import SETTINGS, segment_everything
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*positions interpolated:UserWarning")
+
 LOOSE: dict[str, Any] = {"points_per_side": 3, "pred_iou_thresh": 0.15, "stability_score_thresh": 0.2}
 
 
