@@ -22,7 +22,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.checkpoint import load_sam, save_plain_sam
-from sam_blvit.config import BenchmarkConfig, FlopsConfig, SegmentConfig
+from sam_blvit.config import BenchmarkConfig, EverythingConfig, FlopsConfig, SegmentConfig
 
 USAGE_ERROR = 2
 Action = Callable[[], object]
@@ -32,6 +32,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """`sam-blvit`: run the command that the command line names."""
     commands: dict[str, Callable[..., Action]] = {
         "segment": segment,
+        "everything": everything,
         "flops": flops,
         "benchmark": benchmark,
         "convert": convert,
@@ -94,6 +95,23 @@ def segment(image: Positional[Path], config: OmitArgPrefixes[SegmentConfig]) -> 
             f"{image}: predicted IoU {result['predicted_iou']:.2f}, {result['area']} pixels, keep ratio "
             f"{result['keep_ratio']:g}, encoder {spent['encoder']:.0f} ms, decoder {spent['decoder']:.0f} ms"
         )
+        print(*result["files"].values(), sep="\n")
+
+    return masked
+
+
+def everything(image: Positional[Path], config: OmitArgPrefixes[EverythingConfig]) -> Action:
+    """Mask every object of a photograph: picture and JSON.
+
+    Args:
+        image: The photograph.
+    """
+    from sam_blvit.segment_everything import segment_everything as action
+
+    def masked() -> None:
+        result = action(image, config)
+        spent = ", ".join(f"{part} {milliseconds:.0f} ms" for part, milliseconds in result["milliseconds"].items())
+        print(f"{image}: {len(result['annotations'])} masks, keep ratio {result['keep_ratio']:g}, {spent}")
         print(*result["files"].values(), sep="\n")
 
     return masked

@@ -5,7 +5,8 @@ Takes and returns (H, W, 3) uint8 RGB; nothing given is changed. Lines and text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import colorsys
+from collections.abc import Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -84,6 +85,23 @@ def draw_objects(image: np.ndarray, masks: np.ndarray, *, boxes: ArrayLike | Non
     return drawn
 
 
+def draw_everything(image: np.ndarray, masks: Iterable[np.ndarray]) -> np.ndarray:
+    """`image` (H, W, 3) with any number of `masks`, each (H, W) bool, tinted and outlined in colours of their own.
+
+    Of masks that overlap a later one lies on top.
+    """
+    painted, outlines = image.copy(), []
+    for number, mask in enumerate(masks):
+        colour = _hue(number)
+        painted[mask] = colour
+        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        outlines.append((contours, colour))
+    drawn = np.rint((1 - OPACITY) * image + OPACITY * painted).astype(np.uint8)
+    for contours, colour in outlines:
+        cv2.drawContours(drawn, contours, -1, colour, _line_width(image), cv2.LINE_AA)
+    return drawn
+
+
 def routing_map(routing: Routing, layout: WindowLayout) -> np.ndarray:
     """Which tokens of the first image `routing` sent to the performance block, (Gh, Gw) bool as they lie in it."""
     return layout.by_raster(routing.primary)[0, :, :, 0].bool().cpu().numpy()
@@ -132,6 +150,12 @@ def _tint(image: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
     tinted = image.copy()
     tinted[mask] = np.rint((1 - OPACITY) * image[mask] + OPACITY * np.array(colour)).astype(np.uint8)
     return tinted
+
+
+def _hue(number: int) -> Colour:
+    """A bright colour; steps of the golden angle keep the colours of near numbers apart."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.381966 % 1, 0.75, 1)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _outline(image: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:

@@ -1,8 +1,8 @@
 """`segment_anything.SamPredictor`, with prompts checked and any photograph taken.
 
-Results on ordinary input are the original's, bit for bit. What the original turns into a stack trace from
-inside the model, or into a mask of nothing, stops here with one line: a point outside the image, a box
-inside out, labels that do not match their points.
+Results on ordinary input are the original's, to rounding of float32. What the original turns into a stack trace
+from inside the model, or into a mask of nothing, stops here with one line: a point outside the image, a box
+inside out, labels that do not match their points. Any number of prompts is taken at once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from segment_anything.modeling import Sam as OriginalSam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sam_blvit.data.images import to_rgb
+from sam_blvit.model.compiled import compile_encoder
+from sam_blvit.model.decoder import decode, enlarge
 
 LABELS = (1, 0, -1)
 """On the object, off the object, and SAM's padding ("not a point")."""
@@ -45,8 +47,11 @@ class SamPredictor(OriginalPredictor):
 
     original_size: tuple[int, int]
 
-    def __init__(self, sam_model: OriginalSam) -> None:
+    def __init__(self, sam_model: OriginalSam, *, compile: bool = False) -> None:
+        """`compile`: compile the model's encoder (`sam_blvit.compile_encoder`), for all who use it."""
         super().__init__(sam_model)
+        if compile:
+            compile_encoder(sam_model.image_encoder)
         self.transform = Resize(sam_model.image_encoder.img_size)
 
     def set_image(self, image: np.ndarray | Image.Image, image_format: str = "RGB") -> None:
@@ -89,6 +94,30 @@ class SamPredictor(OriginalPredictor):
         if mask_input is not None:
             mask_input = self._checked_mask(mask_input)
         return super().predict(point_coords, labels, box, mask_input, multimask_output, return_logits)
+
+    @torch.no_grad()
+    def predict_torch(
+        self,
+        point_coords: torch.Tensor | None,
+        point_labels: torch.Tensor | None,
+        boxes: torch.Tensor | None = None,
+        mask_input: torch.Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Masks for P prompts on the image that was set, coordinates in pixels of the resized image (see `transform`).
+
+        `point_coords` (P, n, 2), `point_labels` (P, n), `boxes` (P, 4), `mask_input` (P, 1, 4G, 4G); unchecked. Besides
+        its results it needs some `sam_blvit.model.decoder.CHUNK_BYTES`, however many prompts there are.
+        Returns masks (P, C, H, W) bool (logits if `return_logits`), predicted IoU (P, C) and logits (P, C, 4G, 4G).
+        """
+        self._require_image()
+        points = None if point_coords is None else (point_coords, point_labels)
+        logits, predicted = decode(
+            self.model, self.features, points=points, boxes=boxes, masks=mask_input, multimask_output=multimask_output
+        )
+        masks = enlarge(self.model, logits, self.input_size, self.original_size, binary=not return_logits)
+        return masks, predicted, logits
 
     def get_image_embedding(self) -> torch.Tensor:
         """The embedding of the image that was set, (1, 256, G, G); ValueError if there is none."""

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sam_blvit.checkpoint import load_model
-from sam_blvit.config import MODELS, SegmentConfig
+from sam_blvit.config import MODELS, SegmentConfig, WeightsConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
 from sam_blvit.files import output_directory, write_atomically, write_json
@@ -82,7 +82,7 @@ def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
     files = {name: output / f"{Path(image).stem}_{name}.png" for name in pictures}
     for name, picture in pictures.items():
         write_atomically(files[name], partial(Image.fromarray(picture).save, format="PNG"))
-    record = {**_describe(answer), **_describe_run(sam, config, photograph, prompt)}
+    record = {**_describe(answer), **describe_run(sam, config, photograph), "prompt": prompt.to_json()}
     files["json"] = output / f"{Path(image).stem}.json"
     write_json(files["json"], record)
     return {**record, "files": {name: str(path) for name, path in files.items()}}
@@ -166,7 +166,8 @@ def _describe(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _describe_run(sam: Sam, config: SegmentConfig, photograph: np.ndarray, prompt: Prompt) -> dict[str, Any]:
+def describe_run(sam: Sam, config: WeightsConfig, photograph: np.ndarray) -> dict[str, Any]:
+    """Which model ran, where, and on what size of `photograph` (H, W, 3), as plain JSON values."""
     weights = config.model if config.model not in MODELS else config.checkpoint
     return {
         "model": sam.config.name,
@@ -174,5 +175,4 @@ def _describe_run(sam: Sam, config: SegmentConfig, photograph: np.ndarray, promp
         "keep_ratio": sam.image_encoder.keep_ratio,
         "device": str(sam.device),
         "image_size": {"height": photograph.shape[0], "width": photograph.shape[1]},
-        "prompt": prompt.to_json(),
     }

@@ -17,6 +17,7 @@ import pytest
 import torch
 from segment_anything import modeling as sa
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.config import MODELS, ModelConfig, override
 
@@ -52,6 +53,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, skip in absent.items():
             if item.get_closest_marker(name):
                 item.add_marker(skip)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    """Counts what torch.compile makes, which then runs as it is: no C++ compiler is waited for."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compile_for = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **settings: compile_for(f, backend=counter, **settings))
+    return counter
 
 
 @pytest.fixture(autouse=True)

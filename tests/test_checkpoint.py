@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from segment_anything import modeling as sa
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.checkpoint import (
     SHIPPED_WEIGHTS,
@@ -397,6 +398,13 @@ def test_a_commands_flags_choose_keep_ratio_and_input_side(ours: Path, tiny: Con
     assert changed.image_encoder.keep_ratio == 0.5
     assert changed.image_encoder.img_size == 64
     assert load_model(WeightsConfig(**named, device="cpu")).config == tiny()
+
+
+def test_a_commands_flag_compiles_the_encoder(ours: Path, graphs: CompileCounter) -> None:
+    sam = load_model(WeightsConfig(model=str(ours), device="cpu", compile=True))
+    with torch.no_grad():
+        sam.image_encoder(torch.zeros(1, 3, 128, 128))
+    assert graphs.frame_count == 1
 
 
 def test_a_model_may_be_the_path_of_one_of_ours(sam: Sam, ours: Path) -> None:

@@ -24,21 +24,11 @@ def encoder(tiny: Tiny, randomize: Callable[[nn.Module], nn.Module]) -> ImageEnc
     return randomize(build_sam(tiny()).eval().image_encoder)
 
 
-@pytest.fixture
-def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
-    """Counts graphs that `compiled` makes, which then run as they are: no C++ compiler is waited for."""
-    torch._dynamo.reset()
-    counted = CompileCounter()
-    compile_for = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **settings: compile_for(f, backend=counted, **settings))
-    return counted
-
-
 @torch.no_grad()
 def test_every_keep_ratio_window_and_shape_is_one_graph(
-    tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], counter: CompileCounter
+    tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], graphs: CompileCounter
 ) -> None:
-    graphs = 0
+    asked = 0
     for window, dtype in ((4, "float32"), (3, "float32"), (4, "bfloat16")):
         encoder = randomize(build_sam(tiny(window=window, compute_dtype=dtype)).eval().image_encoder)
         embed = compiled(encoder)
@@ -47,28 +37,28 @@ def test_every_keep_ratio_window_and_shape_is_one_graph(
             for height in {encoder.padded_size(128, 128)[0], encoder.padded_size(64, 128)[0]}:
                 images = torch.randn(1, 3, height, 128)
                 torch.testing.assert_close(embed(images), encoder.forward(images))
-                graphs += 1
-    assert counter.frame_count == graphs
+                asked += 1
+    assert graphs.frame_count == asked
 
 
 @torch.no_grad()
-def test_batches_of_more_than_one_share_their_code(encoder: ImageEncoder, counter: CompileCounter) -> None:
+def test_batches_of_more_than_one_share_their_code(encoder: ImageEncoder, graphs: CompileCounter) -> None:
     embed = compiled(encoder)
     for batch in (1, 2, 3, 5, 1):
         images = torch.randn(batch, 3, 128, 128)
         torch.testing.assert_close(embed(images), encoder.forward(images))
-    assert counter.frame_count == 2
+    assert graphs.frame_count == 2
 
 
-def test_with_gradients_the_encoder_itself_runs(encoder: ImageEncoder, counter: CompileCounter) -> None:
+def test_with_gradients_the_encoder_itself_runs(encoder: ImageEncoder, graphs: CompileCounter) -> None:
     compile_encoder(encoder)
     encoder(torch.randn(1, 3, 128, 128)).sum().backward()
     assert encoder.pos_embed.grad is not None
-    assert counter.frame_count == 0
+    assert graphs.frame_count == 0
 
 
 @torch.no_grad()
-def test_changed_weights_are_refused(encoder: ImageEncoder, counter: CompileCounter) -> None:
+def test_changed_weights_are_refused(encoder: ImageEncoder, graphs: CompileCounter) -> None:
     compile_encoder(encoder)
     images = torch.randn(1, 3, 128, 128)
     encoder(images)
@@ -78,7 +68,7 @@ def test_changed_weights_are_refused(encoder: ImageEncoder, counter: CompileCoun
 
 
 @torch.no_grad()
-def test_a_copy_of_a_compiled_encoder_is_its_own(encoder: ImageEncoder, counter: CompileCounter) -> None:
+def test_a_copy_of_a_compiled_encoder_is_its_own(encoder: ImageEncoder, graphs: CompileCounter) -> None:
     compile_encoder(encoder)
     other = copy.deepcopy(encoder)
     other.pos_embed.add_(1)

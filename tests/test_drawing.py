@@ -14,6 +14,7 @@ from sam_blvit.drawing import (
     POSITIVE,
     Colour,
     draw_errors,
+    draw_everything,
     draw_overlay,
     draw_routing,
     on_image,
@@ -176,3 +177,21 @@ def test_captions_differ_by_layer_and_share() -> None:
 def test_no_routing_is_no_picture() -> None:
     with pytest.raises(ValueError, match="keep_ratio"):
         draw_routing(_grey(8, 8), {}, input_size=(8, 8))
+
+
+def test_a_picture_of_everything_tints_each_mask_and_leaves_the_rest() -> None:
+    image = _grey(60, 80)
+    masks = [_block(60, 80, slice(5, 40), slice(5, 40)), _block(60, 80, slice(15, 25), slice(15, 25))]
+    masks.append(_block(60, 80, slice(45, 58), slice(60, 78)))
+    drawn = draw_everything(image, iter(masks))
+    assert (image == 100).all()
+    places = [(10, 10), (20, 20), (50, 70)]  # of the first alone, of the second above the first, of the third
+    assert len({tuple(drawn[place]) for place in places} | {(100, 100, 100)}) == 4
+    touched = np.any(masks, axis=0)
+    assert (drawn[touched] != 100).any(axis=1).all()
+    assert (drawn[0] == 100).all()
+    assert (drawn[50, :50] == 100).all()
+
+
+def test_a_picture_of_nothing_is_the_photograph() -> None:
+    assert (draw_everything(_grey(6, 8), []) == _grey(6, 8)).all()

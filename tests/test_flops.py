@@ -17,7 +17,6 @@ from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
 from sam_blvit.measure import flops as module
 from sam_blvit.measure.flops import G, MacCount, count_macs, flops, sam_macs
 from sam_blvit.model.build import build_sam
-from sam_blvit.model.sam import decode
 
 Tiny = Callable[..., ModelConfig]
 
@@ -75,7 +74,9 @@ def test_counting_without_arithmetic_counts_what_a_real_run_does(tiny: Tiny, ove
     sam = build_sam(config).requires_grad_(False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         embedding = sam.image_encoder(torch.zeros(1, 3, 128, 128))
-        decode(sam, embedding, points=(torch.zeros(1, 1, 2), torch.ones(1, 1)), multimask_output=True)
+        points = torch.zeros(1, 1, 2), torch.ones(1, 1)
+        sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
+        sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=True)
     assert 2 * count_macs(config).total.full == counter.get_total_flops()
 
 

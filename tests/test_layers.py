@@ -22,7 +22,7 @@ LAYERS = [
         "measure",
         "__version__",
     },  # the root imports these and below
-    {"train", "evaluate", "segment", "benchmark"},
+    {"train", "evaluate", "segment", "segment_everything", "benchmark"},
     {"finetune"},
     {"cli"},
 ]
@@ -30,6 +30,8 @@ LAYERS = [
 MAY_IMPORT_EACH_OTHER = [
     {"checkpoint", "adapter", "stored", "predictor", "everything", "drawing"},
     {"config", "distributed", "allocator", "files"},
+    {"everything", "measure"},
+    {"segment", "segment_everything"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

@@ -10,6 +10,7 @@ import pytest
 import segment_anything
 import torch
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.config import MODELS, override
 from sam_blvit.model.build import build_sam
@@ -56,15 +57,57 @@ PROMPTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-def test_results_are_the_originals_bit_for_bit(sam: Sam, shape: tuple[int, int], image_format: str) -> None:
+def test_results_are_the_originals(sam: Sam, shape: tuple[int, int], image_format: str) -> None:
     ours, original = SamPredictor(sam), segment_anything.SamPredictor(sam)
     for predictor in (ours, original):
         predictor.set_image(_photograph(*shape), image_format)
     assert torch.equal(ours.get_image_embedding(), original.get_image_embedding())
     for prompt in PROMPTS:
         for mine, theirs in zip(ours.predict(**prompt), original.predict(**prompt), strict=True):
-            np.testing.assert_array_equal(mine, theirs)
             assert mine.dtype == theirs.dtype
+            if mine.dtype == bool:
+                assert (mine != theirs).mean() < 1e-3  # a logit of 0 may fall on either side
+            else:
+                np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_any_number_of_prompts_is_answered_in_chunks(ready: SamPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: dict[str, Any] = {
+        "point_coords": torch.rand(9, 2, 2) * 90,
+        "point_labels": torch.tensor([[1, 0]] * 9),
+        "boxes": torch.tensor([[5.0, 6, 70, 80]] * 9),
+        "mask_input": torch.randn(9, 1, 32, 32),
+    }
+    at_once = ready.predict_torch(**prompts)
+    decoded = []
+    predict = ready.model.prompt_encoder.forward
+
+    def spy(points: Any, boxes: Any, masks: Any) -> Any:
+        decoded.append(len(boxes))
+        return predict(points=points, boxes=boxes, masks=masks)
+
+    monkeypatch.setattr(ready.model.prompt_encoder, "forward", spy)
+    monkeypatch.setattr("sam_blvit.model.decoder.CHUNK_BYTES", 2_500_000)
+    masks, iou, logits = ready.predict_torch(**prompts)
+    assert sum(decoded) == 9
+    assert 2 <= len(decoded) < 9
+    assert masks.shape == (9, 3, 90, 120)
+    assert (masks != at_once[0]).float().mean() < 1e-3
+    torch.testing.assert_close((iou, logits), at_once[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_asking_for_tensors_before_an_image_is_set_says_so(sam: Sam) -> None:
+    with pytest.raises(ValueError, match="call set_image"):
+        SamPredictor(sam).predict_torch(torch.zeros(1, 1, 2), torch.ones(1, 1))
+
+
+def test_a_caller_may_run_it_in_bfloat16(ready: SamPredictor) -> None:
+    prompt = {"point_coords": [[30, 40]], "point_labels": [1]}
+    exact = ready.predict(**prompt)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = ready.predict(**prompt)
+    assert [part.dtype for part in rough] == [part.dtype for part in exact]
+    np.testing.assert_allclose(rough[1], exact[1], atol=0.02)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -216,3 +259,16 @@ def test_a_refused_image_leaves_the_earlier_one_in_place(sam: Sam) -> None:
     with pytest.raises(ValueError, match="image_format='HSV'"):
         predictor.set_image(_photograph(48, 64), image_format="HSV")
     assert predictor.get_image_embedding() is before
+
+
+def test_an_encoder_is_compiled_on_request(graphs: CompileCounter) -> None:
+    torch.manual_seed(0)
+    sam = build_sam(override(MODELS["blvit_tiny"], image_size=128, window=2))
+    photograph = _photograph(96, 96)
+    eager = SamPredictor(sam)
+    eager.set_image(photograph)
+    assert graphs.frame_count == 0
+    predictor = SamPredictor(sam, compile=True)
+    predictor.set_image(photograph)
+    assert graphs.frame_count == 1
+    torch.testing.assert_close(predictor.features, eager.features)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sam_blvit.config import ModelConfig
 from sam_blvit.data.samples import Sample
 from sam_blvit.model.build import build_sam
+from sam_blvit.model.decoder import predict_masks
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.losses import Heads, MaskLoss, Truth, compare, mask_loss
 from sam_blvit.train.rounds import embed_points, mask_losses, predict_all
@@ -61,19 +62,19 @@ def losses(sam: Sam, of: Sample, at: Tensor | None = None, **settings: Any) -> M
 def recording(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Tensor]]]:
     """What the prompt encoder and the decoder are given and answer, call by call."""
     calls: list[dict[str, Tensor]] = []
-    inner, dense = sam.mask_decoder.predict_masks, sam.prompt_encoder.forward
+    inner, dense = predict_masks, sam.prompt_encoder.forward
 
     def encoded(points: None, boxes: None, masks: Tensor | None) -> Any:
         calls.append({"last": torch.empty(0) if masks is None else masks})
         return dense(points=points, boxes=boxes, masks=masks)
 
-    def asked(**given: Tensor) -> Any:
-        answer = inner(**given)
+    def asked(decoder: nn.Module, **given: Tensor) -> Any:
+        answer = inner(decoder, **given)
         calls[-1].update(given, logits=answer[0], predicted=answer[1])
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(sam.mask_decoder, "predict_masks", asked)
+        patch.setattr("sam_blvit.train.rounds.predict_masks", asked)
         patch.setattr(sam.prompt_encoder, "forward", encoded)
         yield calls
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.build import build_sam
-from sam_blvit.model.sam import Sam, decode
+from sam_blvit.model.decoder import decode
+from sam_blvit.model.sam import Sam
 
 Config = Callable[..., ModelConfig]
 Randomize = Callable[[nn.Module], nn.Module]

@@ -34,7 +34,8 @@ from sam_blvit.files import first_line
 from sam_blvit.measure.flops import count_macs, sam_macs
 from sam_blvit.measure.latency import now
 from sam_blvit.model.compiled import compiled
-from sam_blvit.model.sam import Sam, decode
+from sam_blvit.model.decoder import decode
+from sam_blvit.model.sam import Sam
 
 Tell = Callable[..., None]
 Result = TypeVar("Result")

@@ -2,7 +2,7 @@
 anywhere."""
 
 from sam_blvit.config.benchmark import ASPECTS, BENCHMARK_CHOICES, BenchmarkConfig
-from sam_blvit.config.commands import DEVICES, FlopsConfig, SegmentConfig, WeightsConfig, check_seed
+from sam_blvit.config.commands import DEVICES, EverythingConfig, FlopsConfig, SegmentConfig, WeightsConfig, check_seed
 from sam_blvit.config.evaluation import EVALUATION_CHOICES, CalibrationConfig, EvaluationConfig, ReportConfig
 from sam_blvit.config.model import (
     COMPUTE_DTYPES,
@@ -41,6 +41,7 @@ __all__ = [
     "CacheConfig",
     "CalibrationConfig",
     "EvaluationConfig",
+    "EverythingConfig",
     "FinetuneConfig",
     "FlopsConfig",
     "ModelConfig",

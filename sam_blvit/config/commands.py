@@ -53,6 +53,34 @@ class SegmentConfig(WeightsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EverythingConfig(WeightsConfig):
+    """Which masks of a photograph count, and where they go."""
+
+    output: Path
+    """Directory for the picture and the JSON."""
+    points_per_side: int = 32
+    """Points that are asked about along each side of the photograph."""
+    pred_iou_thresh: float = 0.88
+    """Masks of which the model predicts a lower IoU are left out."""
+    stability_score_thresh: float = 0.95
+    """Masks are left out that change more than this when their threshold moves; 1 is no change."""
+    min_mask_region_area: int = 0
+    """Holes and islands of fewer pixels are filled and removed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.points_per_side < 1:
+            raise ValueError(f"points_per_side={self.points_per_side}: at least 1 point is needed")
+        for name in ("pred_iou_thresh", "stability_score_thresh"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        if self.min_mask_region_area < 0:
+            raise ValueError(
+                f"min_mask_region_area={self.min_mask_region_area} is negative; 0 leaves masks as they are"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FlopsConfig:
     """What `sam-blvit flops` counts and how it prints."""
 

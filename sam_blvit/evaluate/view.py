@@ -20,8 +20,9 @@ from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
 from sam_blvit.config import EVALUATION_CHOICES
+from sam_blvit.model.decoder import decode
 from sam_blvit.model.router import Routing
-from sam_blvit.model.sam import Sam, decode
+from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import Resize
 
 

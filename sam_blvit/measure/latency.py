@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from segment_anything.modeling import Sam as OriginalSam
 
-from sam_blvit.model.sam import decode
+from sam_blvit.model.decoder import decode
 
 REPEATS = 5
 

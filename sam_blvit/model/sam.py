@@ -15,6 +15,7 @@ from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
 from sam_blvit.config import ModelConfig
+from sam_blvit.model.decoder import decode, enlarge
 from sam_blvit.model.encoder import Encoding, ImageEncoder
 
 
@@ -94,8 +95,8 @@ class Sam(OriginalSam):
             masks=record.get("mask_inputs"),
             multimask_output=multimask_output,
         )
-        full = self.postprocess_masks(logits, record["image"].shape[-2:], record["original_size"])
-        return {"masks": full > self.mask_threshold, "iou_predictions": iou, "low_res_logits": logits}
+        masks = enlarge(self, logits, record["image"].shape[-2:], record["original_size"])
+        return {"masks": masks, "iou_predictions": iou, "low_res_logits": logits}
 
     def _padded(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.shape[-2] > size[0] or x.shape[-1] > size[1]:
@@ -105,28 +106,3 @@ class Sam(OriginalSam):
             )
         x = (x - self.pixel_mean) / self.pixel_std
         return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2]))
-
-
-def decode(
-    sam: OriginalSam,
-    embedding: Tensor,
-    *,
-    points: tuple[Tensor, Tensor] | None = None,
-    boxes: Tensor | None = None,
-    masks: Tensor | None = None,
-    multimask_output: bool,
-) -> tuple[Tensor, Tensor]:
-    """Masks of any segment_anything Sam for P prompts on one image.
-
-    `embedding` (1, 256, G, G); `points` coordinates (P, n, 2) and labels (P, n); `boxes` (P, 4); `masks`
-    (P, 1, 4G, 4G) logits; coordinates in pixels of the resized image.
-    Returns mask logits (P, 3 or 1, 4G, 4G) and predicted IoU (P, 3 or 1).
-    """
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
-    return sam.mask_decoder(
-        image_embeddings=embedding,
-        image_pe=sam.prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-        multimask_output=multimask_output,
-    )

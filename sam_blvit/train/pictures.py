@@ -16,7 +16,8 @@ from sam_blvit.data.samples import Sample
 from sam_blvit.drawing import OBJECTS, captioned, draw_objects, draw_page, routing_map, routing_panels, scaled
 from sam_blvit.files import write_atomically
 from sam_blvit.measure.mode import measuring
-from sam_blvit.model.sam import Sam, decode
+from sam_blvit.model.decoder import decode
+from sam_blvit.model.sam import Sam
 
 SIDE = 400
 """Longest side of a panel, pixels."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sam_blvit.data.samples import Sample
+from sam_blvit.model.decoder import predict_masks
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.losses import Heads, MaskLoss, Truth, answer_of, compare, mask_loss
 from sam_blvit.train.sampling import Draws, Purpose, loss_places, on_device
@@ -75,7 +76,8 @@ def predict_all(
         _, dense = sam.prompt_encoder(points=None, boxes=None, masks=last)
         sparse = embed_points(sam.prompt_encoder, coords, labels)
         positions = sam.prompt_encoder.get_dense_pe()
-    return sam.mask_decoder.predict_masks(
+    return predict_masks(
+        sam.mask_decoder,
         image_embeddings=embedding,
         image_pe=positions,
         sparse_prompt_embeddings=sparse,

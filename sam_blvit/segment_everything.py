@@ -1,0 +1,55 @@
+"""`sam-blvit everything`: every object of one photograph, to a picture and a JSON in SA-1B's form."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pycocotools import mask as coco
+
+from sam_blvit.checkpoint import load_model
+from sam_blvit.config import EverythingConfig
+from sam_blvit.data.images import read_image
+from sam_blvit.drawing import draw_everything
+from sam_blvit.everything import SamAutomaticMaskGenerator
+from sam_blvit.files import output_directory, write_atomically, write_json
+from sam_blvit.segment import describe_run
+
+SETTINGS = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "min_mask_region_area")
+
+
+def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
+    """Mask the objects of `image`, and write `<stem>_everything.png` and `<stem>_everything.json` to `config.output`.
+
+    The JSON holds SA-1B's `annotations` (`SamAutomaticMaskGenerator`'s records, masks as COCO RLE), what ran, and its
+    milliseconds. Returns its content with the paths written under `files`.
+    Raises ValueError, one line, for a photograph, checkpoint or output directory that cannot be used, and where nothing
+    passes the thresholds, writing nothing.
+    """
+    photograph = read_image(image)
+    output = output_directory(config.output)
+    sam = load_model(config)
+    settings = {name: getattr(config, name) for name in SETTINGS}
+    generator = SamAutomaticMaskGenerator(sam, **settings, output_mode="coco_rle")
+    annotations = generator.generate(photograph)
+    if not annotations:
+        raise ValueError(
+            f"{image}: {sam.config.name} found nothing at pred_iou_thresh={config.pred_iou_thresh:g} and "
+            f"stability_score_thresh={config.stability_score_thresh:g}; lower both (to 0: no limit)"
+        )
+    largest_first = sorted(annotations, key=lambda annotation: annotation["area"], reverse=True)
+    masks = (coco.decode(annotation["segmentation"]).astype(bool) for annotation in largest_first)
+    picture = draw_everything(photograph, masks)
+    files = {"everything": output / f"{Path(image).stem}_everything.png"}
+    write_atomically(files["everything"], partial(Image.fromarray(picture).save, format="PNG"))
+    record = {
+        **describe_run(sam, config, photograph),
+        "settings": settings,
+        "milliseconds": {part: round(spent, 3) for part, spent in generator.milliseconds.items()},
+        "annotations": annotations,
+    }
+    files["json"] = output / f"{Path(image).stem}_everything.json"
+    write_json(files["json"], record)
+    return {**record, "files": {name: str(path) for name, path in files.items()}}
