@@ -266,3 +266,19 @@ def test_threads_are_as_many_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -
     said(replace(OURS, threads=3), OURS, rounds=0)
     said(OURS, rounds=0)
     assert asked == [3]
+
+
+def test_a_rival_answers_by_its_own_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noting(name: str) -> None:
+        ask = getattr(worker, name)
+        monkeypatch.setattr(worker, name, lambda *args, **kwargs: (asked.append(name), ask(*args, **kwargs))[1])
+
+    noting("decode")
+    noting("decode_originally")
+    said(FOREIGN, rounds=0)
+    assert set(asked) == {"decode_originally"}
+    asked.clear()
+    said(OURS, rounds=0)
+    assert set(asked) == {"decode"}

@@ -34,7 +34,7 @@ from sam_blvit.files import first_line
 from sam_blvit.measure.flops import count_macs, sam_macs
 from sam_blvit.measure.latency import now
 from sam_blvit.model.compiled import compiled
-from sam_blvit.model.decoder import decode
+from sam_blvit.model.decoder import decode, decode_originally
 from sam_blvit.model.sam import Sam
 
 Tell = Callable[..., None]
@@ -171,7 +171,8 @@ def prepare(cell: Cell, tell: Tell, *, cold: bool) -> Subject | None:
     box = torch.tensor([[width / 4, height / 4, width / 2, height / 2]], device=sam.device)
 
     def answer() -> torch.Tensor:
-        logits, _ = decode(sam, embedding, boxes=box, multimask_output=False)
+        ask = decode_originally if cell.foreign else decode
+        logits, _ = ask(sam, embedding, boxes=box, multimask_output=False)
         return sam.postprocess_masks(logits, photograph, photograph)
 
     answer()

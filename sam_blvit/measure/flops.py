@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
 from sam_blvit.model.attend import attention_way
 from sam_blvit.model.build import build_sam
+from sam_blvit.model.decoder import decode_originally
 from sam_blvit.model.sam import Sam
 
 G = 1e9
@@ -196,14 +197,7 @@ def _counted_run(sam: OriginalSam, size: tuple[int, int]) -> tuple[FlopCounterMo
     with attention_way("eager"), sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
         embedding = sam.image_encoder(torch.empty(1, 3, *size, device=sam.device))
         point = torch.empty(1, 1, 2, device=sam.device), torch.ones(1, 1, device=sam.device)
-        sparse, dense = sam.prompt_encoder(points=point, boxes=None, masks=None)
-        sam.mask_decoder(  # SAM's own arithmetic, whatever `sam_blvit.model.decoder` saves of it
-            image_embeddings=embedding,
-            image_pe=sam.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-        )
+        decode_originally(sam, embedding, points=point, multimask_output=True)
     return paper, full
 
 

@@ -64,6 +64,25 @@ def decode(
     return logits, predicted
 
 
+def decode_originally(
+    sam: OriginalSam,
+    embedding: Tensor,
+    *,
+    points: tuple[Tensor, Tensor] | None = None,
+    boxes: Tensor | None = None,
+    multimask_output: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `decode`, by the decoder's own forward and all prompts at once: what `decode` is measured beside."""
+    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+    return sam.mask_decoder(
+        image_embeddings=embedding,
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=multimask_output,
+    )
+
+
 def decode_above(
     sam: OriginalSam, embedding: Tensor, points: tuple[Tensor, Tensor], least: float
 ) -> tuple[Tensor, Tensor, Tensor]:
