@@ -166,9 +166,8 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         if not len(logits):
             return torch.zeros(0), torch.zeros(0, 4, dtype=torch.long)
         predictor, limit, offset = self.predictor, self.predictor.model.mask_threshold, self.stability_score_offset
-        full = enlarge(predictor.model, logits[:, None], predictor.input_size, predictor.original_size, binary=False)[
-            :, 0
-        ]
+        sizes = predictor.input_size, predictor.original_size
+        full = enlarge(predictor.model, logits[:, None], *sizes, binary=False).squeeze(1)
         strict, masks, loose = ((full > level).cpu().numpy() for level in (limit + offset, limit, limit - offset))
         inside, outside = (torch.tensor([np.count_nonzero(one) for one in each]) for each in (strict, loose))
         return inside / outside, torch.from_numpy(boxes_of(masks))
@@ -176,9 +175,8 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
     def _mask(self, found: Candidates, index: int, crops: Tensor, size: tuple[int, int]) -> np.ndarray:
         """The candidate of that index as (H, W) on the photograph of `size`."""
         x0, y0, x1, y1 = crops[found.crops[index]].tolist()
-        resized = self.predictor.transform.get_preprocess_shape(
-            y1 - y0, x1 - x0, self.predictor.transform.target_length
-        )
+        transform = self.predictor.transform
+        resized = transform.get_preprocess_shape(y1 - y0, x1 - x0, transform.target_length)
         mask = enlarge(self.predictor.model, found.logits[index][None, None], resized, (y1 - y0, x1 - x0))[0, 0]
         whole = np.zeros(size, dtype=bool)
         whole[y0:y1, x0:x1] = mask.cpu().numpy()
