@@ -19,7 +19,7 @@ import torch
 from sam_blvit import sam_model_registry
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.measure.latency import now, processor
-from sam_blvit.model import attention, blocks, encoder, router
+from sam_blvit.model import attention, blocks, encoder, router, windows
 from sam_blvit.model.encoder import ImageEncoder
 
 TURNS = 9
@@ -27,6 +27,7 @@ PARTS = {
     "scores": [(router.TokenRouter, "forward")],
     "choice of primary tokens": [(encoder, "choose")],
     "gather": [(attention, "take_tokens"), (blocks, "take_tokens")],
+    "positions of the chosen": [(attention, "_take_own"), (windows.WindowLayout, "tokens_of")],
     "score scaling": [(blocks.Block, "_gated")],
     "scatter": [(blocks, "add_tokens")],
 }

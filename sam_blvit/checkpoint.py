@@ -169,6 +169,8 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
         ) from error
     try:
         sam = build(**given)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # anybody's code: whatever it raises
         raise ValueError(
             f"model={weights.model} cannot be built ({type(error).__name__}: {first_line(error)})"

@@ -129,7 +129,7 @@ def flops(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefixes[F
 
 
 def benchmark(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefixes[BenchmarkConfig]) -> Action:
-    """Time models beside each other in one process: encoder and decoder, first call and warm, and their memory.
+    """Time models side by side: encoder and decoder, first call and warm, and their memory.
 
     Args:
         models: Registry names, checkpoints of ours, or module:function, which returns a segment_anything Sam; times are

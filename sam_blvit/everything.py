@@ -19,6 +19,7 @@ from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator as OriginalGenerator
 from segment_anything.modeling import Sam as OriginalSam
 from segment_anything.utils.amg import (
+    batched_mask_to_box,
     coco_encode_rle,
     generate_crop_boxes,
     is_box_near_crop_edge,
@@ -61,7 +62,11 @@ class Candidates:
 
 
 class SamAutomaticMaskGenerator(OriginalGenerator):
-    """A drop-in for SAM's own generator; grey, RGBA and PIL images are taken too."""
+    """A drop-in for SAM's own generator; grey, RGBA and PIL images are taken too.
+
+    Its options, records and public methods are SAM's; the steps in between (`_process_batch` and the like) are not
+    called. `points_per_batch` is a bound: fewer are decoded at once where `CHUNK_BYTES` holds fewer.
+    """
 
     __signature__ = inspect.signature(OriginalGenerator)  # the original's options and defaults, whatever they are
 
@@ -168,9 +173,12 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         predictor, limit, offset = self.predictor, self.predictor.model.mask_threshold, self.stability_score_offset
         sizes = predictor.input_size, predictor.original_size
         full = enlarge(predictor.model, logits[:, None], *sizes, binary=False).squeeze(1)
-        strict, masks, loose = ((full > level).cpu().numpy() for level in (limit + offset, limit, limit - offset))
-        inside, outside = (torch.tensor([np.count_nonzero(one) for one in each]) for each in (strict, loose))
-        return inside / outside, torch.from_numpy(boxes_of(masks))
+        strict, masks, loose = (full > level for level in (limit + offset, limit, limit - offset))
+        if full.device.type != "cpu":
+            inside, outside = (each.flatten(1).sum(1).cpu() for each in (strict, loose))
+            return inside / outside, batched_mask_to_box(masks).cpu()
+        inside, outside = (torch.tensor([np.count_nonzero(one) for one in each.numpy()]) for each in (strict, loose))
+        return inside / outside, torch.from_numpy(boxes_of(masks.numpy()))
 
     def _mask(self, found: Candidates, index: int, crops: Tensor, size: tuple[int, int]) -> np.ndarray:
         """The candidate of that index as (H, W) on the photograph of `size`."""

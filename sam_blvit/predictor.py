@@ -47,12 +47,13 @@ class SamPredictor(OriginalPredictor):
 
     original_size: tuple[int, int]
 
-    def __init__(self, sam_model: OriginalSam, *, compile: bool = False) -> None:
-        """`compile`: compile the model's encoder (`sam_blvit.compile_encoder`), for all who use it."""
+    def __init__(self, sam_model: OriginalSam) -> None:
         super().__init__(sam_model)
-        if compile:
-            compile_encoder(sam_model.image_encoder)
         self.transform = Resize(sam_model.image_encoder.img_size)
+
+    def compile(self) -> None:
+        """Compile the model's encoder, for all who use the model; `sam_blvit.compile_encoder` says what that means."""
+        compile_encoder(self.model.image_encoder)
 
     def set_image(self, image: np.ndarray | Image.Image, image_format: str = "RGB") -> None:
         """Embed `image`: a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image.

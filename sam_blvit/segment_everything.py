@@ -1,4 +1,4 @@
-"""`sam-blvit everything`: every object of one photograph, to a picture and a JSON in SA-1B's form."""
+"""`sam-blvit everything`: every object of one photograph, to a picture and a JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from sam_blvit.everything import SamAutomaticMaskGenerator
 from sam_blvit.files import output_directory, write_atomically, write_json
 from sam_blvit.segment import describe_run
 
+SUFFIXES = {"everything": "png", "json": "json"}
 SETTINGS = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "min_mask_region_area")
 
 
 def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
     """Mask the objects of `image`, and write `<stem>_everything.png` and `<stem>_everything.json` to `config.output`.
 
-    The JSON holds SA-1B's `annotations` (`SamAutomaticMaskGenerator`'s records, masks as COCO RLE), what ran, and its
-    milliseconds. Returns its content with the paths written under `files`.
+    The JSON holds `annotations` (`SamAutomaticMaskGenerator`'s records, masks as COCO RLE; none without a pixel), what
+    ran, and its milliseconds. Returns its content with the paths written under `files`.
     Raises ValueError, one line, for a photograph, checkpoint or output directory that cannot be used, and where nothing
     passes the thresholds, writing nothing.
     """
@@ -33,7 +34,7 @@ def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
     sam = load_model(config)
     settings = {name: getattr(config, name) for name in SETTINGS}
     generator = SamAutomaticMaskGenerator(sam, **settings, output_mode="coco_rle")
-    annotations = generator.generate(photograph)
+    annotations = [annotation for annotation in generator.generate(photograph) if annotation["area"]]
     if not annotations:
         raise ValueError(
             f"{image}: {sam.config.name} found nothing at pred_iou_thresh={config.pred_iou_thresh:g} and "
@@ -42,14 +43,13 @@ def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
     largest_first = sorted(annotations, key=lambda annotation: annotation["area"], reverse=True)
     masks = (coco.decode(annotation["segmentation"]).astype(bool) for annotation in largest_first)
     picture = draw_everything(photograph, masks)
-    files = {"everything": output / f"{Path(image).stem}_everything.png"}
-    write_atomically(files["everything"], partial(Image.fromarray(picture).save, format="PNG"))
+    files = {name: output / f"{Path(image).stem}_everything.{suffix}" for name, suffix in SUFFIXES.items()}
     record = {
         **describe_run(sam, config, photograph),
         "settings": settings,
         "milliseconds": {part: round(spent, 3) for part, spent in generator.milliseconds.items()},
         "annotations": annotations,
     }
-    files["json"] = output / f"{Path(image).stem}_everything.json"
     write_json(files["json"], record)
+    write_atomically(files["everything"], partial(Image.fromarray(picture).save, format="PNG"))
     return {**record, "files": {name: str(path) for name, path in files.items()}}

@@ -61,7 +61,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     torch._dynamo.reset()
     counter = CompileCounter()
     compile_for = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **settings: compile_for(f, backend=counter, **settings))
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: compile_for(f, **{**settings, "backend": counter}))
     return counter
 
 

@@ -7,6 +7,7 @@ import pytest
 import skimage.data
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from sam_blvit import SamPredictor, sam_model_registry
 from sam_blvit.model.attend import MANY_KEYS, WAYS, _tile_by_tile, attend, attention_way, quickest_way
@@ -18,11 +19,18 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest difference from the formula in float64, for values of size one."""
 
 
-def asked(dtype: torch.dtype, *, groups: int = 2, queries: int = 5, blocks: tuple[int, int, int, int] = BLOCKS):
+def asked(
+    dtype: torch.dtype,
+    *,
+    groups: int = 2,
+    queries: int = 5,
+    channels: int = 8,
+    blocks: tuple[int, int, int, int] = BLOCKS,
+):
     """q, k, v, by_row, by_col and the grid of keys."""
     grid = TokenGrid.of(blocks, CPU)
     keys = grid.height * grid.width
-    shapes = [(queries, 8), (keys, 8), (keys, 8), (queries, grid.height), (queries, grid.width)]
+    shapes = [(queries, channels), *[(keys, channels)] * 2, (queries, grid.height), (queries, grid.width)]
     generator = torch.Generator().manual_seed(0)
     q, k, v, by_row, by_col = (torch.randn(groups, 3, *shape, generator=generator).to(dtype) for shape in shapes)
     return q, k, v, by_row, by_col, grid
@@ -64,14 +72,34 @@ def test_flex_equals_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("queries", [640, 2560])
+@pytest.mark.parametrize("channels", [16, 64])
 @pytest.mark.parametrize("way", ["flex", "sdpa"])
-def test_cuda_equals_the_formula(way: str) -> None:
-    q, k, v, by_row, by_col, _ = asked(torch.float32, queries=48)
-    grid = TokenGrid.of(BLOCKS, torch.device("cuda"))
-    on_cpu = formula(q, k, v, by_row, by_col, TokenGrid.of(BLOCKS, CPU))
-    with attention_way(way), torch.no_grad():
-        out = attend(*(x.to("cuda", torch.bfloat16) for x in (q, k, v, by_row, by_col)), grid)
-    torch.testing.assert_close(out.cpu().double(), on_cpu, rtol=0, atol=4e-2)
+def test_cuda_equals_the_formula(way: str, channels: int, queries: int) -> None:
+    blocks = (5, 4, 8, 16)  # 2560 keys
+    *given, _ = asked(torch.bfloat16, groups=1, queries=queries, channels=channels, blocks=blocks)
+    with torch.no_grad(), attention_way("eager"):
+        expected = attend(*(x.float() for x in given), TokenGrid.of(blocks, CPU))
+    with torch.no_grad(), attention_way(way):
+        out = attend(*(x.cuda() for x in given), TokenGrid.of(blocks, torch.device("cuda")))
+    torch.testing.assert_close(out.cpu().float(), expected, rtol=0, atol=2e-2)
+
+
+def test_flex_is_one_graph_with_the_rest(graphs: CompileCounter) -> None:
+    given = asked(torch.float32, queries=48)
+    with attention_way("flex"), torch.no_grad():
+        out = torch.compile(attend, fullgraph=True, dynamic=False)(*given)
+    torch.testing.assert_close(out.double(), formula(*given), rtol=0, atol=1e-5)
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize("trained", range(5))
+def test_whatever_is_trained_gets_its_gradient(trained: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sam_blvit.model.attend.MANY_KEYS", 1)  # tiles, which have none, if nothing were
+    *given, grid = asked(torch.float32)
+    given[trained].requires_grad_()
+    attend(*given, grid).sum().backward()
+    assert given[trained].grad is not None
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -77,12 +77,16 @@ def test_on_a_cpu_each_model_is_measured_alone_and_then_all_of_them_together(ask
     assert group.rates == {"bfloat16": [1e12, 1e12]}
 
 
-def test_on_another_device_they_are_measured_together_at_once(
+def test_on_another_device_too_each_is_first_measured_alone(
     asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     _, children = asked(["vit_b", "vit_l"], well, devices=("cuda",))
-    assert [(len(job.cells), job.rounds, job.cold) for job in children.jobs] == [(2, 2, True)]
+    assert [(len(job.cells), job.rounds, job.cold) for job in children.jobs] == [
+        (1, 0, True),
+        (1, 0, True),
+        (2, 2, False),
+    ]
 
 
 def test_what_does_not_fit_alone_is_not_timed_with_the_others(asked: Callable[..., Any]) -> None:

@@ -42,7 +42,11 @@ def test_every_keep_ratio_window_and_shape_is_one_graph(
 
 
 @torch.no_grad()
-def test_batches_of_more_than_one_share_their_code(encoder: ImageEncoder, graphs: CompileCounter) -> None:
+@pytest.mark.parametrize("window", [3, 4])
+def test_batches_of_more_than_one_share_their_code(
+    tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], window: int, graphs: CompileCounter
+) -> None:
+    encoder = randomize(build_sam(tiny(window=window)).eval().image_encoder)
     embed = compiled(encoder)
     for batch in (1, 2, 3, 5, 1):
         images = torch.randn(batch, 3, 128, 128)
@@ -63,29 +67,53 @@ def test_changed_weights_are_refused(encoder: ImageEncoder, graphs: CompileCount
     images = torch.randn(1, 3, 128, 128)
     encoder(images)
     encoder.pos_embed.add_(1)
-    with pytest.raises(RuntimeError, match="weights of a compiled encoder have changed; compile it after loading them"):
+    with pytest.raises(RuntimeError, match="weights of a compiled encoder have changed; compile it again"):
         encoder(images)
 
 
 @torch.no_grad()
 def test_a_copy_of_a_compiled_encoder_is_its_own(encoder: ImageEncoder, graphs: CompileCounter) -> None:
+    images = torch.randn(1, 3, 128, 128)
     compile_encoder(encoder)
+    encoder(images)
     other = copy.deepcopy(encoder)
     other.pos_embed.add_(1)
-    images = torch.randn(1, 3, 128, 128)
-    torch.testing.assert_close(other(images), other.forward(images))
     assert not torch.equal(other(images), encoder(images))
+    assert graphs.frame_count == 1
+
+
+@torch.no_grad()
+def test_hooks_are_called(encoder: ImageEncoder, graphs: CompileCounter) -> None:
+    seen: list[torch.Size] = []
+    encoder.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    compile_encoder(encoder)
+    encoder(torch.randn(1, 3, 128, 128))
+    assert seen == [torch.Size([1, 256, 8, 8])]
+
+
+@torch.no_grad()
+def test_what_cannot_be_compiled_is_one_line() -> None:
+    class Awkward(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return images
+
+    with pytest.raises(ValueError, match=r"^the encoder cannot be compiled here \(.*\); leave it eager$"):
+        compiled(Awkward())(torch.zeros(1, 3, 8, 8))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_inductors_code_gives_the_same_embedding(
+def test_inductors_code_gives_the_embedding_of_todays_weights(
     tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], dtype: str
 ) -> None:
     encoder = randomize(build_sam(tiny(compute_dtype=dtype)).eval().image_encoder)
     images = torch.randn(1, 3, 128, 128)
     close = partial(torch.testing.assert_close, rtol=0, atol=1e-4 if dtype == "float32" else 0.1)
     close(compiled(encoder)(images), encoder.forward(images))
+    encoder.neck[0].weight.mul_(0.5)
+    encoder.pos_embed.add_(0.5)
+    close(compiled(encoder)(images), encoder.forward(images))  # compiled again, not with the weights of before
 
 
 @pytest.mark.gpu
@@ -96,3 +124,15 @@ def test_cuda_graphs_do_not_write_over_an_embedding(encoder: ImageEncoder) -> No
     embeddings = [encoder(image) for image in images]
     for image, embedding in zip(images, embeddings, strict=True):
         torch.testing.assert_close(embedding, encoder.forward(image), rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("keep_ratio", [0.0, 0.25, 1.0])
+def test_many_keys_compile_on_cuda(tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], keep_ratio: float) -> None:
+    config = tiny(image_size=640, keep_ratio=keep_ratio, compute_dtype="bfloat16")  # 40 x 40 tokens: FlexAttention
+    encoder = randomize(build_sam(config).eval().image_encoder).cuda()
+    compile_encoder(encoder)
+    for batch in (1, 2, 3):
+        images = torch.randn(batch, 3, 640, 640, device="cuda")
+        torch.testing.assert_close(encoder(images), encoder.forward(images), rtol=0, atol=0.2)

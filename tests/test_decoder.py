@@ -9,11 +9,12 @@ import pytest
 import torch
 from segment_anything import modeling as sa
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.config import MODELS, override
 from sam_blvit.model import decoder as module
 from sam_blvit.model.build import build_sam
-from sam_blvit.model.decoder import decode, decode_above, enlarge, predict_masks
+from sam_blvit.model.decoder import decode, decode_above, decode_originally, enlarge, predict_masks
 from sam_blvit.model.sam import Sam
 
 P, SIDE = 5, 64
@@ -303,7 +304,20 @@ def without_bias(sam: Sam) -> None:
     sam.mask_decoder.transformer.layers[1].cross_attn_image_to_token.q_proj.bias = None
 
 
-@pytest.mark.parametrize("change", [subclassed, adapted, listened_to, patched, without_bias])
+def rewritten(sam: Sam) -> None:
+    predict = sam.mask_decoder.predict_masks
+    sam.mask_decoder.predict_masks = lambda **given: tuple(2 * each for each in predict(**given))
+
+
+def quantized(sam: Sam) -> None:
+    class Coarse(nn.Parameter):
+        pass
+
+    head = sam.mask_decoder.iou_prediction_head.layers[0]
+    head.weight = Coarse(head.weight.round(decimals=1))
+
+
+@pytest.mark.parametrize("change", [subclassed, adapted, listened_to, patched, without_bias, rewritten, quantized])
 @torch.no_grad()
 def test_a_decoder_that_was_changed_answers_by_its_own_forward(
     sam: Sam, embedding: Tensor, change: Callable[[Sam], None], monkeypatch: pytest.MonkeyPatch
@@ -331,6 +345,54 @@ def test_prompts_of_many_points_run_sams_own_forward(
     assert own == []
     decode(sam, embedding, points=points(11), multimask_output=True)
     assert own == [P]
+
+
+def test_a_users_compiled_decoder_runs(sam: Sam, embedding: Tensor, graphs: CompileCounter) -> None:
+    prompt = KINDS["points"]()
+    with torch.no_grad():
+        expected = decode(sam, embedding, **prompt, multimask_output=True)
+        sam.mask_decoder.compile()
+        assert_close(decode(sam, embedding, **prompt, multimask_output=True), expected)
+    assert graphs.frame_count > 0
+
+
+@torch.no_grad()
+def test_an_embedding_that_is_no_square_runs_sams_own_forward(
+    sam: Sam, embedding: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = own_forwards(sam, monkeypatch)
+    wide = {name: torch.randn(1, embedding.shape[1], 4, 16) for name in ("image_embeddings", "image_pe")}
+    prompts = {
+        "sparse_prompt_embeddings": torch.randn(2, 2, embedding.shape[1]),
+        "dense_prompt_embeddings": torch.randn(2, embedding.shape[1], 4, 16),
+    }
+    logits, _ = predict_masks(sam.mask_decoder, **wide, **prompts)
+    assert own == [2]
+    assert logits.shape[-2:] == (16, 64)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "numbers"),
+    [
+        ({"points": points(1, 1), "boxes": boxes(5)}, "1 points, 1 labels, 5 boxes"),
+        ({"points": points(1, 5), "boxes": boxes(7)}, "5 points, 5 labels, 7 boxes"),
+        ({"points": points(1, 5), "masks": masks(7)}, "5 points, 5 labels, 7 masks"),
+        ({"points": (points(1, 5)[0], points(1, 7)[1])}, "5 points, 7 labels"),
+        ({"boxes": boxes(1), "masks": masks(5)}, "1 boxes, 5 masks"),
+    ],
+)
+def test_prompts_of_different_numbers_are_refused(
+    sam: Sam, embedding: Tensor, refused: Any, prompt: dict[str, Any], numbers: str
+) -> None:
+    with refused(ValueError, f"prompts of different numbers: {numbers}; each wants one of every kind"):
+        decode(sam, embedding, **prompt, multimask_output=True)
+
+
+@torch.no_grad()
+def test_sams_own_way_and_ours_agree(sam: Sam, embedding: Tensor) -> None:
+    prompt = KINDS["boxes and points"]()
+    ours = decode(sam, embedding, **prompt, multimask_output=True)
+    assert_close(ours, decode_originally(sam, embedding, **prompt, multimask_output=True))
 
 
 # bfloat16 ------------------------------------------------------------------------------------------------------------
@@ -372,3 +434,23 @@ def test_a_decoder_of_bfloat16_weights_answers(sam: Sam, embedding: Tensor) -> N
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = decode(sam, embedding.bfloat16(), **prompt, multimask_output=True)
     assert (rough[0] - exact[0]).std() < 0.1 * exact[0].std()
+
+
+@torch.no_grad()
+def test_a_model_of_bfloat16_weights_answers(sam: Sam, embedding: Tensor) -> None:
+    prompt = KINDS["points"]()
+    exact = decode(sam, embedding, **prompt, multimask_output=True)
+    sam.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = decode(sam, embedding.bfloat16(), **prompt, multimask_output=True)
+    assert (rough[0] - exact[0]).std() < 0.2 * exact[0].std()
+
+
+@torch.no_grad()
+def test_under_autocast_the_least_predicted_iou_is_not_rounded(sam: Sam, embedding: Tensor) -> None:
+    prompt = KINDS["points"]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, predicted = decode(sam, embedding, **prompt, multimask_output=True)
+        least = predicted.max().item() - 1e-5
+        assert torch.tensor(least).bfloat16() == predicted.max()  # rounded it would not be below
+        assert len(decode_above(sam, embedding, prompt["points"], least)[0])

@@ -268,7 +268,8 @@ def test_an_encoder_is_compiled_on_request(graphs: CompileCounter) -> None:
     eager = SamPredictor(sam)
     eager.set_image(photograph)
     assert graphs.frame_count == 0
-    predictor = SamPredictor(sam, compile=True)
+    predictor = SamPredictor(sam)
+    predictor.compile()
     predictor.set_image(photograph)
     assert graphs.frame_count == 1
     torch.testing.assert_close(predictor.features, eager.features)

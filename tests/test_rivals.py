@@ -14,7 +14,7 @@ from benchmarks.rivals import TinyViT, WindowBlock, efficient_sam_s, efficient_s
 from sam_blvit.checkpoint import load_any
 from sam_blvit.config import WeightsConfig
 from sam_blvit.measure.flops import G, sam_macs
-from sam_blvit.model.sam import decode
+from sam_blvit.model.decoder import decode
 
 RIVALS = [mobile_sam, efficient_sam_ti, efficient_sam_s]
 SMALL = 128

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,21 @@ def test_the_command_says_what_it_found_and_where_it_is(
     annotations = json.loads(Path(files[1]).read_text())["annotations"]
     assert f"{len(annotations)} masks, keep ratio 0.25, encoder " in first
     assert all(Path(file).is_file() for file in files)
+
+
+def test_without_limits_masks_without_a_pixel_are_left_out(
+    image: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_nothing(self: Any, photograph: np.ndarray) -> list[dict[str, Any]]:
+        found = generate(self, photograph)
+        return [*found, {**found[0], "area": 0, "stability_score": math.nan}]
+
+    generate = SamAutomaticMaskGenerator.generate
+    monkeypatch.setattr(SamAutomaticMaskGenerator, "generate", with_nothing)
+    settings = {**LOOSE, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    result = segment_everything(image, EverythingConfig(**settings, **config))
+    assert result["annotations"]
+    assert all(annotation["area"] > 0 for annotation in result["annotations"])
 
 
 def test_where_nothing_is_found_a_line_says_what_helps(

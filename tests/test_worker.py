@@ -90,7 +90,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def compile_with(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     """Have encoders compiled for `backend`, which waits for no C++ compiler."""
-    monkeypatch.setattr(torch, "compile", lambda f, mode=None, **settings: COMPILE(f, backend=backend, **settings))
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: COMPILE(f, **{**settings, "backend": backend}))
 
 
 def said(*cells: Cell, rounds: int = 1, cold: bool = True) -> list[dict[str, Any]]:

@@ -26,11 +26,12 @@ SHARE_OF_AVAILABLE = 0.9
 
 
 def benchmark(models: Sequence[str], config: BenchmarkConfig) -> str:
-    """Measure `models` in every way that `config` asks for, and write benchmark.md, benchmark.json and SVG charts.
+    """Measure `models` in every way that `config` asks for, and write benchmark.md, benchmark.json and SVG charts, anew
+    after each group.
 
     Returns the Markdown. ValueError, one line, for bad input.
     """
-    groups = plan(models, config)
+    groups, measured = plan(models, config), []
     output = output_directory(config.output)
     about = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -42,33 +43,24 @@ def benchmark(models: Sequence[str], config: BenchmarkConfig) -> str:
         for group in groups:
             bar.set_postfix_str(group.shape)
             measure(group, config, bar)
-    report = markdown(about, groups)
-    write_json(output / "benchmark.json", {**about, "groups": [_as_json(group) for group in groups]})
-    caption = header(about, groups)
-    charts = {"macs": macs_chart(groups, caption)}
-    for axis in ("side", "batch", "threads"):
-        if len({getattr(row.cell, axis) for group in groups for row in group.rows} - {None}) > 1:
-            charts[axis] = scale_chart(groups, axis, caption)
-    for name, text in {"benchmark.md": report, **{f"{name}.svg": chart for name, chart in charts.items()}}.items():
-        write_atomically(output / name, partial(_write, text=text))
-    return report
+            measured.append(group)
+            _write_all(output, about, measured)
+    return markdown(about, measured)
 
 
 def measure(group: Group, config: BenchmarkConfig, bar: tqdm[Any]) -> None:
-    """Fill the rows of `group`. On a CPU each is first measured alone, which gives its first call and its memory, and
-    says whether it fits; then those that do are timed together."""
+    """Fill the rows of `group`. Each is first measured alone, which gives its first call and its memory, and says
+    whether it fits; then those that do are timed together."""
     there = available()
     most = None if there is None else round(SHARE_OF_AVAILABLE * there)
     if config.memory_limit is not None:
         most = round(config.memory_limit * GIB)
-    apart = group.rows[0].cell.device == "cpu"
-    if apart:
-        for row in group.rows:
-            job = Job([row.cell], rounds=0, cold=True)
-            row.problem = run_child(job, partial(hear, group, [row], bar), limit=most) or row.problem
+    for row in group.rows:
+        job = Job([row.cell], rounds=0, cold=True)
+        row.problem = run_child(job, partial(hear, group, [row], bar), limit=most) or row.problem
     rows = [row for row in group.rows if row.problem is None]
     if rows:
-        job = Job([row.cell for row in rows], rounds=config.rounds, cold=not apart)
+        job = Job([row.cell for row in rows], rounds=config.rounds, cold=False)
         ended = run_child(job, partial(hear, group, rows, bar), limit=most)
         for row in rows:
             if ended is not None and row.problem is None and len(row.encoder_ms) < config.rounds:
@@ -84,6 +76,17 @@ def hear(group: Group, rows: Sequence[Row], bar: tqdm[Any], event: dict[str, Any
         group.machine = event["machine"]
     else:
         group.rates.setdefault(event["dtype"], []).append(event["macs_per_second"])
+
+
+def _write_all(output: Path, about: dict[str, Any], groups: Sequence[Group]) -> None:
+    write_json(output / "benchmark.json", {**about, "groups": [_as_json(group) for group in groups]})
+    caption = header(about, groups)
+    texts = {"benchmark.md": markdown(about, groups), "macs.svg": macs_chart(groups, caption)}
+    for axis in ("side", "batch", "threads"):
+        if len({getattr(row.cell, axis) for group in groups for row in group.rows} - {None}) > 1:
+            texts[f"{axis}.svg"] = scale_chart(groups, axis, caption)
+    for name, text in texts.items():
+        write_atomically(output / name, partial(_write, text=text))
 
 
 def _as_json(group: Group) -> dict[str, Any]:

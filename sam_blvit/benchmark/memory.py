@@ -9,7 +9,11 @@ from pathlib import Path
 import torch
 
 KIB, GIB = 2**10, 2**30
-CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CONTAINERS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""What a container may take, and what it has taken."""
 RESET_HIGH_WATER = "5"  # proc(5), clear_refs
 
 
@@ -26,9 +30,9 @@ def available() -> int | None:
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     free = [int(line.split()[1]) * KIB for line in lines if line.startswith("MemAvailable")]
-    for path in map(Path, CONTAINER_LIMITS):
-        if free and path.is_file() and (limit := path.read_text().strip()).isdigit():
-            free.append(int(limit))
+    for limit, taken in CONTAINERS:
+        if free and Path(limit).is_file() and (most := Path(limit).read_text().strip()).isdigit():
+            free.append(int(most) - int(Path(taken).read_text()))
     return min(free, default=None)
 
 
@@ -51,4 +55,6 @@ class PeakMemory:
             return None
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.before
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB - self.before
+        status = Path("/proc/self/status").read_text().splitlines()  # not getrusage, which begins with the parent's
+        (most,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        return most * KIB - self.before

@@ -25,7 +25,8 @@ class WeightsConfig:
     image_size: int | None = None
     """Longest side of the encoder's input, pixels; positions are interpolated to it. Default: the checkpoint's."""
     compile: bool = False
-    """Compile the encoder for each size it meets: a minute or more at first, quicker then."""
+    """Compile the encoder for each image size and keep ratio that it meets: a minute or more each and a copy of the
+    weights, quicker then. Where routing is looked at (pictures of it, perturbed photographs) it runs as it is."""
     device: str = "auto"
     """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
 

@@ -20,7 +20,7 @@ from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
 from sam_blvit.config import EVALUATION_CHOICES
-from sam_blvit.model.decoder import decode
+from sam_blvit.model.decoder import decode, enlarge
 from sam_blvit.model.router import Routing
 from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import Resize
@@ -126,8 +126,7 @@ class View:
         return 100 * (masks & true).sum(-1).cpu().double() / (masks | true).sum(-1).cpu().double()
 
     def _enlarged(self, logits: Tensor) -> Tensor:
-        full = self.sam.postprocess_masks(logits, self.resized, self.size)
-        return full > self.sam.mask_threshold
+        return enlarge(self.sam, logits, self.resized, self.size)
 
     def _tensors(self, prompt: Prompt) -> dict[str, Any]:
         resize = Resize(self.sam.image_encoder.img_size)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from sam_blvit.model.compiled import MANY_SHAPES
 from sam_blvit.model.windows import TokenGrid
 
 Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, TokenGrid], Tensor]
@@ -31,6 +32,9 @@ TILE_BYTES = 2 << 20
 LEAST_TILE = 128
 """Queries of a tile; with fewer a matrix product is slow."""
 HALVES = (torch.bfloat16, torch.float16)
+FLEX = cast(Callable[..., Tensor], flex_attention)
+TRITON = importlib.util.find_spec("triton") is not None
+"""What FlexAttention is compiled to on CUDA."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
@@ -38,12 +42,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid
 
     The bias of a key is `by_row` (g, H, Q, h) at its row plus `by_col` (g, H, Q, w) at its column.
     """
-    name = _forced or quickest_way(q, keys=k.shape[2], trained=torch.is_grad_enabled() and q.requires_grad)
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, by_row, by_col))
+    name = _forced or quickest_way(q, keys=k.shape[2], trained=trained)
     return WAYS[name](q, k, v, by_row, by_col, grid)
 
 
 def quickest_way(q: Tensor, *, keys: int, trained: bool) -> str:
-    """The name in WAYS of what was measured to be quickest for queries like `q` and that many `keys`.
+    """The name in WAYS of what is quickest for queries like `q` and that many `keys`: on a CPU as measured by
+    benchmarks/attention_speed.py, on CUDA by the memory that it saves.
 
     `trained`: with a gradient SDPA leaves its quick path on a CPU, and tiles have none.
     """
@@ -53,14 +59,15 @@ def quickest_way(q: Tensor, *, keys: int, trained: bool) -> str:
         if keys > MANY_KEYS:
             return "tiles"
         return "widened" if q.dtype in HALVES else "sdpa"
-    if q.device.type == "cuda" and keys > MANY_KEYS and not trained and importlib.util.find_spec("triton"):
+    if q.device.type == "cuda" and keys > MANY_KEYS and not trained and TRITON:
         return "flex"
     return "sdpa"
 
 
 @contextmanager
 def attention_way(name: str) -> Iterator[None]:
-    """Within this context every attention is computed in the way `name` of WAYS; ValueError if there is none."""
+    """Within this context every attention, of all threads, is computed in the way `name` of WAYS; ValueError if there
+    is none."""
     global _forced
     if name not in WAYS:
         raise ValueError(f"way={name!r} is not one of {', '.join(WAYS)}")
@@ -137,18 +144,20 @@ def _by_raster(x: Tensor, blocks: Sequence[int]) -> Tensor:
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
-    """The bias as a score function, looked up where it is used."""
+    """The bias as a score function, looked up where it is used. Always compiled, else it would store every score."""
 
     def biased(score: Tensor, group: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + by_row[group, head, query, grid.rows[key]] + by_col[group, head, query, grid.cols[key]]
 
-    compute = cast(Callable[..., Tensor], flex_attention) if torch.compiler.is_compiling() else _compiled_flex()
-    return compute(q, k, v, score_mod=biased)
+    if torch.compiler.is_compiling():
+        return FLEX(q, k, v, score_mod=biased)
+    with torch._dynamo.config.patch(recompile_limit=MANY_SHAPES):
+        return _compiled_flex()(q, k, v, score_mod=biased)
 
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention)
+    return torch.compile(FLEX, fullgraph=True, dynamic=False)
 
 
 WAYS: dict[str, Way] = {"eager": _eager, "sdpa": _sdpa, "widened": _widened, "tiles": _tiles, "flex": _flex}

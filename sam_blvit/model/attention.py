@@ -62,15 +62,16 @@ class Attention(nn.Module):
             by_row = torch.einsum("gHmnhwd,mhkd->gHmnhwk", q, of_rows)
             by_col = torch.einsum("gHmnhwd,nwkd->gHmnhwk", q, of_cols)
             return by_row.flatten(2, 5), by_col.flatten(2, 5)
-        of_rows = _offsets(grid.height, tables[0])[grid.rows[queries]]  # (g, Q, h)
-        of_cols = _offsets(grid.width, tables[1])[grid.cols[queries]]
         # the queries stand anywhere: products with every offset, and of them each query's own
-        by_row, by_col = (q @ table.T for table in tables)
-        heads = self.num_heads
-        return (
-            by_row.gather(3, of_rows.unsqueeze(1).expand(-1, heads, -1, -1)),
-            by_col.gather(3, of_cols.unsqueeze(1).expand(-1, heads, -1, -1)),
-        )
+        by_row = _take_own(q @ tables[0].T, _offsets(grid.height, tables[0]), grid.rows[queries])
+        by_col = _take_own(q @ tables[1].T, _offsets(grid.width, tables[1]), grid.cols[queries])
+        return by_row, by_col
+
+
+def _take_own(products: Tensor, offsets: Tensor, places: Tensor) -> Tensor:
+    """Of `products` (g, H, Q, r) with every row of a table those (g, H, Q, k) that `offsets` (n, k) names for the rows
+    or columns `places` (g, Q) where the queries stand."""
+    return products.gather(3, offsets[places].unsqueeze(1).expand(-1, products.shape[1], -1, -1))
 
 
 def _offsets(size: int, table: Tensor) -> Tensor:

@@ -131,9 +131,8 @@ class Block(nn.Module):
 
     def _gated(self, p: Tensor, e: Tensor | None, routing: Routing, half: str) -> Tensor:
         """What primary tokens (B, P, C) get beyond `e`, which all tokens got; 0 for fillers."""
-        p = (
-            getattr(self, f"alpha_{half}") * routing.scores + 1
-        ) * p  # in float32: the router's gradient comes from here
+        # alpha in float32: where the router gets its gradient
+        p = (getattr(self, f"alpha_{half}") * routing.scores + 1) * p
         if e is not None:
             p = p + (getattr(self, f"gamma_{half}") - 1) * take_tokens(e, routing.tokens)
         return p if routing.filled is None else p * routing.filled

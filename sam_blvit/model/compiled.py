@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch._dynamo
 import torch._inductor.config
 from torch import Tensor, nn
+from torch._inductor.compile_fx import compile_fx
 
 Embed = Callable[[Tensor], Tensor]
 MANY_SHAPES = 128
@@ -21,37 +23,58 @@ def compile_encoder(encoder: nn.Module) -> None:
 
 
 def compiled(encoder: nn.Module) -> Embed:
-    """`encoder`'s forward as one graph, compiled when it is first called, and anew for another image size, keep ratio,
-    or a batch after single images; any batch of more than one shares its code.
+    """`encoder` as one graph, compiled when it is first called, and anew for another image size, keep ratio, or a batch
+    after single images; any batch of more than one shares its code.
 
-    On a CPU, weights are cast and packed once; on CUDA, kernels are replayed as CUDA graphs. With gradients enabled
-    the encoder itself runs. RuntimeError if a weight has changed since the first call: compiled code would not see it.
+    On a CPU each graph has a copy of the weights, cast and packed; RuntimeError if they have changed since the first
+    call (in any way but through `.data`, which torch does not see). On CUDA kernels are replayed as CUDA graphs, which
+    older torch does in the first thread alone. With gradients enabled the encoder itself runs. ValueError if it cannot
+    be compiled here.
     """
-    eager = encoder.forward
-    call = torch.compile(eager, fullgraph=True, dynamic=False)
-    on_cuda = torch.compile(eager, fullgraph=True, dynamic=False, mode="reduce-overhead")
-    first: list[tuple[int, ...]] = []
+    eager = encoder._call_impl  # with the module's hooks
+    first: list[object] = []
+
+    def inductor(graph: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        """Not torch's own "inductor", by which encoders of one class would share code with frozen weights in it."""
+        on_cuda = any(isinstance(x, Tensor) and x.is_cuda for x in examples)
+        return compile_fx(graph, examples, config_patches={"triton.cudagraphs": True} if on_cuda else None)
+
+    call = torch.compile(eager, fullgraph=True, dynamic=False, backend=inductor)
 
     def embed(images: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return eager(images)
-        versions = tuple(parameter._version for parameter in encoder.parameters())
-        if first and versions != first[0]:
-            raise RuntimeError("weights of a compiled encoder have changed; compile it after loading them")
-        first[:] = [versions]
+        frozen = images.device.type == "cpu"
+        if frozen:
+            weights = _versions(encoder)
+            if first and weights != first[0]:
+                raise RuntimeError("weights of a compiled encoder have changed; compile it again")
+            first[:] = [weights]
         if len(images) > 1:
             torch._dynamo.mark_dynamic(images, 0)
-        with _settings(images.device):
-            if images.device.type != "cuda":
-                return call(images)
-            torch.compiler.cudagraph_mark_step_begin()
-            return on_cuda(images).clone()  # the next replay writes over it
+        with _compiling(frozen):
+            if images.is_cuda:
+                torch.compiler.cudagraph_mark_step_begin()
+            embedding = call(images)
+        return embedding.clone() if images.is_cuda else embedding  # the next replay writes over it
 
     return embed
 
 
 @contextmanager
-def _settings(device: torch.device) -> Iterator[None]:
-    freezing = device.type == "cpu"  # as an option of torch.compile it comes too late: tracing asks for it
-    with torch._dynamo.config.patch(recompile_limit=MANY_SHAPES), torch._inductor.config.patch(freezing=freezing):
-        yield
+def _compiling(frozen: bool) -> Iterator[None]:
+    """Settings that tracing asks for, for which an option of torch.compile comes too late."""
+    try:
+        with torch._dynamo.config.patch(recompile_limit=MANY_SHAPES), torch._inductor.config.patch(freezing=frozen):
+            yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        said = str(error).strip().splitlines() or [""]
+        raise ValueError(
+            f"the encoder cannot be compiled here ({type(error).__name__}: {said[0]}); leave it eager"
+        ) from error
+
+
+def _versions(encoder: nn.Module) -> list[tuple[int, int]]:
+    """What changes when a weight does."""
+    weights = [*encoder.parameters(), *encoder.buffers()]
+    return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -49,16 +50,20 @@ def decode(
 
     `embedding` (1, 256, G, G); `points` coordinates (P, n, 2) and labels (P, n); `boxes` (P, 4); `masks`
     (P, 1, 4G, 4G) logits, or one for all; coordinates in pixels of the resized image.
-    Returns mask logits (P, 3 or 1, 4G, 4G) and predicted IoU (P, 3 or 1), float32 under autocast too.
+    Returns mask logits (P, 3 or 1, 4G, 4G) and predicted IoU (P, 3 or 1), float32 under autocast too. ValueError for
+    points, labels, boxes and masks of different numbers.
     """
     prompts = (*(points or (None, None)), boxes, masks)
+    counts = [len(each) for each in prompts[:3] if each is not None]
+    count = max(counts, default=1 if masks is None else len(masks))
+    if min(counts, default=count) < count or (masks is not None and len(masks) not in (1, count)):
+        raise ValueError(f"prompts of different numbers: {', '.join(_numbers(*prompts))}; each wants one of every kind")
 
     def decoded(part: slice) -> tuple[Tensor, Tensor]:
         coords, labels, *rest = (each if each is None or len(each) == 1 else each[part] for each in prompts)
         predicted, logits = _answers(sam, embedding, coords, labels, *rest, multimask_output=multimask_output)
         return logits(slice(None)).float(), predicted.float()
 
-    count = next((len(each) for each in prompts if each is not None), 1)
     tokens = 8 + (0 if points is None else points[0].shape[1])  # at most: 5 of the decoder, 2 corners, 1 of padding
     logits, predicted = in_chunks(decoded, count, _bytes_of_a_prompt(embedding, tokens))
     return logits, predicted
@@ -94,9 +99,10 @@ def decode_above(
     size = _chunk_size(_bytes_of_a_prompt(embedding, 8 + points[0].shape[1]))
     for coords, labels in zip(*(each.split(size) for each in points), strict=True):
         predicted, logits = _answers(sam, embedding, coords, labels, None, None, multimask_output=True)
+        predicted = predicted.float()  # before the comparison: under autocast it is rounded
         above = predicted > least
         some = above.any(dim=1)
-        found.append((logits(some)[above[some]].float(), predicted[above].float(), above))
+        found.append((logits(some)[above[some]].float(), predicted[above], above))
     logits_of_all, predicted_of_all, above_of_all = (torch.cat(each) for each in zip(*found, strict=True))
     return logits_of_all, predicted_of_all, above_of_all
 
@@ -135,7 +141,7 @@ def predict_masks(
     `image_embeddings` and `image_pe` (1, C, G, G); `sparse_prompt_embeddings` (P, t, C); `dense_prompt_embeddings`
     (P, C, G, G), or (1, C, G, G), possibly expanded, for all.
     """
-    if not _foldable(decoder, sparse_prompt_embeddings):
+    if not _foldable(decoder, sparse_prompt_embeddings, image_embeddings):
         return decoder.predict_masks(
             image_embeddings=image_embeddings,
             image_pe=image_pe,
@@ -164,6 +170,12 @@ def _chunk_size(bytes_of_one: int) -> int:
     return max(1, CHUNK_BYTES // bytes_of_one)
 
 
+def _numbers(coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None) -> list[str]:
+    """How many there are of each kind of prompt, in words."""
+    kinds = {"points": coords, "labels": labels, "boxes": boxes, "masks": masks}
+    return [f"{len(each)} {kind}" for kind, each in kinds.items() if each is not None]
+
+
 def _bytes_of_a_prompt(embedding: Tensor, tokens: int) -> int:
     """Of float32 at the widest place: upscaling makes 16 N x C / 8 twice of some N x C; attention two maps."""
     return 4 * embedding[0, 0].numel() * (7 * embedding.shape[1] + 2 * 8 * tokens)
@@ -180,12 +192,14 @@ def _answers(
     multimask_output: bool,
 ) -> tuple[Tensor, Logits]:
     """Predicted IoU (P, M), and what makes the logits of some of the prompts, or of all."""
-    with torch.autocast(embedding.device.type, enabled=False):  # coordinates want more than bfloat16's eight bits
+    exact = next(sam.prompt_encoder.parameters()).dtype == torch.float32
+    # coordinates want more than the eight bits that a caller's autocast to bfloat16 leaves them
+    with torch.autocast(embedding.device.type, enabled=False) if exact else nullcontext():
         points = None if coords is None else (coords, labels)
         sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
         positions = sam.prompt_encoder.get_dense_pe()
     decoder = sam.mask_decoder
-    if not _foldable(decoder, sparse):
+    if not _foldable(decoder, sparse, embedding):
         logits, predicted = decoder(
             image_embeddings=embedding,
             image_pe=positions,
@@ -200,10 +214,12 @@ def _answers(
     return predicted, lambda prompts: _logits(decoder, tokens[prompts], image[prompts], outputs)
 
 
-def _foldable(decoder: MaskDecoder, sparse: Tensor) -> bool:
-    """Whether the decoder's arithmetic is known, nobody listens to its modules, and prompts have few tokens."""
+def _foldable(decoder: MaskDecoder, sparse: Tensor, embedding: Tensor) -> bool:
+    """Whether the decoder's arithmetic is known, nobody listens to its modules or replaces them, the embedding is a
+    square, and prompts have few tokens."""
     return (
         type(decoder) is MaskDecoder
+        and embedding.shape[-2] == embedding.shape[-1]
         and all(_known(part) for part in decoder.modules())
         and 1 + len(decoder.mask_tokens.weight) + sparse.shape[1] <= MOST_TOKENS
     )
@@ -211,8 +227,9 @@ def _foldable(decoder: MaskDecoder, sparse: Tensor) -> bool:
 
 def _known(part: nn.Module) -> bool:
     listened = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    rewired = listened or "forward" in vars(part) or getattr(part, "bias", part) is None
-    return type(part) in KNOWN_PARTS and not rewired
+    replaced = vars(part).keys() & {"forward", "predict_masks"} or part._compiled_call_impl is not None
+    odd = getattr(part, "bias", part) is None or any(type(one) is not nn.Parameter for one in part.parameters(False))
+    return type(part) in KNOWN_PARTS and not (listened or replaced or odd)
 
 
 def _attend(
