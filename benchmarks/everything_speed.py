@@ -94,10 +94,10 @@ def half_pass(sam: Sam, photograph: np.ndarray) -> dict[str, float]:
 
 def most_different(mine: Records, theirs: Records) -> float:
     """Largest share of a mask's pixels in which the two differ; ValueError where they are not the same masks."""
-    if not mine:
-        raise ValueError("no masks to compare; lower the thresholds")
     if len(mine) != len(theirs):
         raise ValueError(f"{len(mine)} masks, and {len(theirs)} of segment_anything's generator")
+    if not mine:
+        raise ValueError("no masks to compare; lower the thresholds")
     shares = [0.0]
     for one, other in zip(mine, theirs, strict=True):
         both = np.count_nonzero(one["segmentation"] | other["segmentation"])

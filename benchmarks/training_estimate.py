@@ -29,6 +29,7 @@ from sam_blvit.config import EMBEDDING_CHANNELS, FinetuneConfig, ModelConfig, mo
 from sam_blvit.measure.flops import FLOP_PER_MAC, G, as_json, count_macs
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
+from sam_blvit.model.windows import TokenGrid
 from sam_blvit.train.optim import freeze
 from sam_blvit.train.preflight import PASSES
 from sam_blvit.train.rounds import predict_all
@@ -241,7 +242,8 @@ class _Efficient(torch.autograd.Function):
         return out
 
 
-def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def _efficient(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
+    bias = grid.outer_sum(by_row, by_col)
     return _Efficient.apply(q, k.to(q.dtype), v.to(q.dtype), bias.to(q.dtype))
 
 

@@ -310,8 +310,8 @@ def rewritten(sam: Sam) -> None:
 
 
 def quantized(sam: Sam) -> None:
-    class Coarse(nn.Parameter):
-        pass
+    class Coarse(nn.Parameter):  # as a quantized tensor presents itself
+        __tensor_flatten__ = __tensor_unflatten__ = None
 
     head = sam.mask_decoder.iou_prediction_head.layers[0]
     head.weight = Coarse(head.weight.round(decimals=1))

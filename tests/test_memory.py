@@ -17,21 +17,25 @@ MIB = 2**20
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
+def touch(block: mmap.mmap) -> None:
+    """Memory past the allocator, which may have kept what earlier tests returned."""
+    for place in range(0, len(block), mmap.PAGESIZE):
+        block[place] = 1
+
+
 def take_and_return(size: int) -> None:
-    """Past the allocator, which may have kept what earlier tests returned."""
     with mmap.mmap(-1, size) as block:
-        for place in range(0, size, mmap.PAGESIZE):
-            block[place] = 1
+        touch(block)
 
 
 @on_linux
 def test_only_memory_that_was_touched_counts() -> None:
     before = resident()
     assert before is not None
-    block = torch.empty(256 * MIB, dtype=torch.uint8)
-    untouched = resident()
-    block.fill_(1)
-    touched = resident()
+    with mmap.mmap(-1, 256 * MIB) as block:
+        untouched = resident()
+        touch(block)
+        touched = resident()
     assert untouched is not None
     assert touched is not None
     assert untouched - before < 64 * MIB

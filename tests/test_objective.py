@@ -81,7 +81,8 @@ def test_a_step_divided_has_the_gradient_of_the_whole(
     for part in ([samples[2]], [samples[0], samples[1]]):
         mine(part, whole).loss.backward()
     for name, value in gradients(mine).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
+        # as a whole: a ReLU of the decoder that stands at 0 may fall to either side
+        assert (value - expected[name]).norm() <= 1e-3 * expected[name].norm() + 1e-5, name
 
 
 @pytest.mark.parametrize("keep_ratio", [0.0, 0.25, 1.0])

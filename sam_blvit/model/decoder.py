@@ -23,6 +23,7 @@ from segment_anything.modeling.common import LayerNorm2d, MLPBlock
 from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 CHUNK_BYTES = 512 << 20
 """Memory that prompts decoded together, or masks enlarged together, may take beyond their results, about."""
@@ -192,7 +193,7 @@ def _answers(
     multimask_output: bool,
 ) -> tuple[Tensor, Logits]:
     """Predicted IoU (P, M), and what makes the logits of some of the prompts, or of all."""
-    exact = next(sam.prompt_encoder.parameters()).dtype == torch.float32
+    exact = all(weight.dtype == torch.float32 for weight in sam.prompt_encoder.parameters())
     # coordinates want more than the eight bits that a caller's autocast to bfloat16 leaves them
     with torch.autocast(embedding.device.type, enabled=False) if exact else nullcontext():
         points = None if coords is None else (coords, labels)
@@ -228,7 +229,7 @@ def _foldable(decoder: MaskDecoder, sparse: Tensor, embedding: Tensor) -> bool:
 def _known(part: nn.Module) -> bool:
     listened = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
     replaced = vars(part).keys() & {"forward", "predict_masks"} or part._compiled_call_impl is not None
-    odd = getattr(part, "bias", part) is None or any(type(one) is not nn.Parameter for one in part.parameters(False))
+    odd = getattr(part, "bias", part) is None or any(map(is_traceable_wrapper_subclass, part.parameters(False)))
     return type(part) in KNOWN_PARTS and not (listened or replaced or odd)
 
 
