@@ -42,6 +42,20 @@ TINY = override(
 )
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "random": {"router": "random", "score_scaling": False},
+    "unscaled": {"score_scaling": False},
+    "two_class": {"router_scores": "two_class"},
+    "primary_keys": {"primary_keys": "primary"},
+    "pooled_keys": {"primary_keys": "pooled", "pool": 2},
+    "little_windowed": {"little_windowed": True},
+    "without_little": {"little_layers": ()},
+    "evit": {"little_layers": (), "primary_keys": "pooled", "pool": 4},
+    "evo_vit": {"little_layers": (), "primary_keys": "pooled", "pool": 4, "broadcast": True},
+}
+"""Fields of the big.LITTLE models that the study compares with the paper's."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine lacks the data or the device for."""
     absent = {}

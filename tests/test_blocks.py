@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -269,3 +270,101 @@ def test_a_dense_layer_has_no_parameters_beyond_sams() -> None:
     block = Block(DIM, num_heads=2, table_size=4, routed=False, little=None)
     theirs = OriginalBlock(DIM, num_heads=2, use_rel_pos=True, window_size=4)
     assert set(block.state_dict()) == set(theirs.state_dict())
+
+
+def summarised(block: Block, *, is_global: bool, num_primary: int = 3, **summary: object) -> tuple[Tensor, ...]:
+    """Two images of random tokens, their logits, and what `block` makes of them with this kind of keys."""
+    layout = WindowLayout((4, 8), 4, CPU)
+    x, logits, _ = routed_tokens(layout, num_primary, images=2)
+    routing = choose(logits, layout=layout, num_primary=num_primary, **summary)
+    return x, logits, block(x, scope_of(layout, is_global), dense=False, routing=routing), routing
+
+
+@pytest.mark.parametrize("is_global", [False, True], ids=["windowed", "global"])
+def test_with_means_of_single_tokens_all_tokens_are_keys(new_block: Callable[..., Block], is_global: bool) -> None:
+    block = new_block(table_size=8 if is_global else 4)
+    x, logits, out, _ = summarised(block, is_global=is_global, keys="pooled", pool=1)
+    routing = choose(logits, layout=WindowLayout((4, 8), 4, CPU), num_primary=3)
+    expected = block(x, scope_of(WindowLayout((4, 8), 4, CPU), is_global), dense=False, routing=routing)
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_global", [False, True], ids=["windowed", "global"])
+def test_with_primary_keys_other_tokens_are_not_seen(new_block: Callable[..., Block], is_global: bool) -> None:
+    block = new_block(little=False, table_size=8 if is_global else 4)
+    x, _, out, routing = summarised(block, is_global=is_global, keys="primary")
+    layout = WindowLayout((4, 8), 4, CPU)
+    changed = torch.where(routing.primary > 0, x, torch.randn_like(x))
+    again = block(changed, scope_of(layout, is_global), dense=False, routing=routing)
+    primary = routing.primary[..., 0] > 0
+    torch.testing.assert_close(again[primary], out[primary])
+    seen = block(x, scope_of(layout, is_global), dense=False, routing=replace(routing, summary=None))
+    assert (seen[primary] - out[primary]).abs().amax(-1).min() > 1e-6
+
+
+@pytest.mark.parametrize("is_global", [False, True], ids=["windowed", "global"])
+def test_a_mean_of_like_tokens_weighs_as_much_as_all_of_them(new_block: Callable[..., Block], is_global: bool) -> None:
+    block = new_block(little=False, table_size=8 if is_global else 4)
+    block.attn.rel_pos_h.zero_()  # a mean's bias is the mean of its tokens': like tokens alone would differ in it
+    block.attn.rel_pos_w.zero_()
+    layout = WindowLayout((4, 8), 4, CPU)
+    scope = scope_of(layout, is_global)
+    x, logits, routing = routed_tokens(layout, 3)
+    square = x.view(1, 2, 2, 2, 2, 2, DIM)[:, :, :, :1, :, :1].expand(-1, -1, -1, 2, -1, 2, -1)
+    alike = torch.where(routing.primary > 0, x, square.reshape(x.shape))
+    pooled = choose(logits, layout=layout, num_primary=3, keys="pooled", pool=2)
+    out, expected = (block(alike, scope, dense=False, routing=choice) for choice in (pooled, routing))
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_global", [False, True], ids=["windowed", "global"])
+def test_a_broadcast_update_is_that_of_the_mean(new_block: Callable[..., Block], is_global: bool) -> None:
+    block = new_block(little=False, table_size=8 if is_global else 4)
+    x, _, out, routing = summarised(block, is_global=is_global, keys="pooled", pool=2, broadcast=True)
+    layout = WindowLayout((4, 8), 4, CPU)
+    others = routing.primary[..., 0] == 0
+    in_square = (out - x).view(2, 2, 2, 2, 2, 2, DIM)
+    for image, window, i, j in np.ndindex(2, 2, 2, 2):
+        inside = others.view(2, 2, 2, 2, 2, 2)[image, window, i, :, j]
+        updates = in_square[image, window, i, :, j][inside]
+        torch.testing.assert_close(updates, updates[:1].expand_as(updates), rtol=1e-6, atol=1e-6)
+    quiet = choose(torch.randn(2, 32), layout=layout, num_primary=3, keys="pooled", pool=2)
+    assert torch.equal(
+        (block(x, scope_of(layout, is_global), dense=False, routing=quiet) != x).any(-1), quiet.primary[..., 0] > 0
+    )
+
+
+def test_without_score_scaling_there_is_no_alpha_and_scores_change_nothing(randomize: Randomize) -> None:
+    block = randomize(Block(DIM, num_heads=2, table_size=4, routed=True, little=None, score_scaling=False)).double()
+    assert not [name for name, _ in block.named_parameters() if "alpha" in name]
+    layout = WindowLayout((4, 4), 2, CPU)
+    x, _, routing = routed_tokens(layout, 1)
+    scope = WindowScope(layout, CPU)
+    other = replace(routing, scores=routing.scores * 7)
+    assert torch.equal(block(x, scope, dense=False, routing=routing), block(x, scope, dense=False, routing=other))
+
+
+def test_an_efficiency_block_attends_in_its_own_scope(new_block: Callable[..., Block]) -> None:
+    block = new_block(table_size=4)
+    layout = WindowLayout((4, 4), 2, CPU)
+    x, _, _ = routed_tokens(layout, 1)
+    windowed, whole = WindowScope(layout, CPU), GlobalScope(layout, CPU)
+    out = block(x, whole, dense=False, little_scope=windowed)
+    assert torch.equal(out, block(x, windowed, dense=False))
+    assert not torch.equal(out, block(x, whole, dense=False))
+
+
+@pytest.mark.parametrize("little", [False, True], ids=["alone", "with_little"])
+def test_the_benefit_is_the_distance_of_the_two_updates(new_block: Callable[..., Block], little: bool) -> None:
+    block = new_block(little=little)
+    layout = WindowLayout((4, 4), 4, CPU)
+    scope = WindowScope(layout, CPU)
+    x, _, _ = routed_tokens(layout, 1)
+    benefit, after = block.benefit(x, scope, scope)
+    torch.testing.assert_close(after, block(x, scope, dense=True), rtol=1e-6, atol=1e-6)
+    halfway = x + block.attn(block.norm1(x), scope.grid)
+    apart = halfway - x, after - halfway
+    if little:
+        apart = apart[0] - block.little.attention_update(x, scope), apart[1] - block.little.mlp_update(halfway)
+    expected = sum(part.square().sum(-1).sqrt() for part in apart)
+    torch.testing.assert_close(benefit.double(), expected, rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from conftest import VARIANTS
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.compiled import compile_encoder, compiled
@@ -39,6 +40,17 @@ def test_every_keep_ratio_window_and_shape_is_one_graph(
                 torch.testing.assert_close(embed(images), encoder.forward(images))
                 asked += 1
     assert graphs.frame_count == asked
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_one_graph(
+    tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], variant: str, graphs: CompileCounter
+) -> None:
+    encoder = randomize(build_sam(tiny(**VARIANTS[variant])).eval().image_encoder)
+    images = torch.randn(1, 3, 128, 128)
+    torch.testing.assert_close(compiled(encoder)(images), encoder.forward(images))
+    assert graphs.frame_count == 1
 
 
 @torch.no_grad()

@@ -164,6 +164,10 @@ def test_a_keep_ratio_that_is_no_number_in_0_to_1_is_refused(value: object, refu
         ("routers_after", ()),
         ("routers_after", (2, 3)),
         ("little_layers", (1, 2)),
+        ("router", "grid"),
+        ("router_scores", "tokens"),
+        ("primary_keys", "none"),
+        ("pool", 2),
     ],
 )
 def test_a_config_that_makes_no_model_is_refused(tiny: Config, field: str, value: object, refused: Refused) -> None:
@@ -171,10 +175,43 @@ def test_a_config_that_makes_no_model_is_refused(tiny: Config, field: str, value
         tiny(**{field: value})
 
 
-@pytest.mark.parametrize("field", ["routers_after", "little_layers"])
-def test_a_dense_config_has_no_routed_parts(tiny_dense: Config, field: str, refused: Refused) -> None:
-    with refused(ValueError, match="need routed_from"):
-        tiny_dense(**{field: (1,)})
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("routers_after", (1,)),
+        ("little_layers", (1,)),
+        ("router", "random"),
+        ("router_scores", "two_class"),
+        ("score_scaling", False),
+        ("primary_keys", "primary"),
+        ("pool", 2),
+        ("broadcast", True),
+        ("little_windowed", True),
+    ],
+)
+def test_a_dense_config_has_no_routed_parts(tiny_dense: Config, field: str, value: object, refused: Refused) -> None:
+    with refused(ValueError, match=re.escape(f"{field}={value!r}: no effect, vit_tiny is dense")):
+        tiny_dense(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"router": "random"}, "router=random gives no scores to scale by; add score_scaling=false"),
+        ({"primary_keys": "primary", "window": 3}, "primary_keys=primary wants windows that divide the grid of 8"),
+        ({"primary_keys": "pooled", "pool": 3}, "pool=3 does not divide window=4"),
+        ({"primary_keys": "pooled", "pool": 0}, "pool=0 does not divide window=4"),
+        ({"primary_keys": "primary", "pool": 2}, "pool=2: no effect without primary_keys=pooled"),
+        ({"broadcast": True, "little_layers": ()}, "broadcast wants primary_keys=pooled"),
+        ({"broadcast": True, "primary_keys": "pooled"}, "and little_layers empty"),
+        ({"little_windowed": True, "little_layers": ()}, "little_windowed: no effect without little_layers"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused(
+    tiny: Config, fields: dict[str, object], words: str, refused: Refused
+) -> None:
+    with refused(ValueError, match=re.escape(words)):
+        tiny(**fields)
 
 
 @pytest.mark.parametrize("field", ["global_layers", "routers_after", "little_layers"])

@@ -14,6 +14,7 @@ import torch
 from segment_anything import modeling as sa
 from torch import Tensor, nn
 
+from conftest import VARIANTS
 from processes import run_in_two
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.encoder import ImageEncoder
@@ -108,6 +109,45 @@ def test_a_router_reads_its_own_layer_also_where_a_dense_layer_follows(
     expected = choose(encoder.routers["1"](outputs[0]), layout=encoding.layout, num_primary=4)
     assert torch.equal(encoding.routings[2].tokens, expected.tokens)
     torch.testing.assert_close(encoding.routings[2].scores, expected.scores)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_variant_learns_whatever_it_has(tiny: Config, randomize: Randomize, variant: str, dtype: str) -> None:
+    encoder = randomize(ImageEncoder(tiny(**VARIANTS[variant], compute_dtype=dtype)))
+    for x in (images(), images(64, 128, count=2)):
+        embedding = encoder(x)
+        assert embedding.shape == (len(x), 256, 8, 8)
+        embedding.square().mean().backward()
+    idle = [name for name, value in encoder.named_parameters() if value.grad is None or not value.grad.any()]
+    unscaled = not encoder.config.score_scaling
+    assert idle == ([f"routers.{layer}.score.weight" for layer in (0, 2) if unscaled and variant != "random"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_variant_is_the_papers_encoder(tiny: Config, randomize: Randomize, variant: str) -> None:
+    theirs = randomize(ImageEncoder(tiny()))
+    ours = randomize(ImageEncoder(tiny(**VARIANTS[variant])))
+    shared = {name: value for name, value in theirs.state_dict().items() if name in ours.state_dict()}
+    shared = {name: value for name, value in shared.items() if value.shape == ours.state_dict()[name].shape}
+    ours.load_state_dict(shared, strict=False)
+    x = images()
+    assert (ours(x) - theirs(x)).abs().max() > 1e-3
+    for encoder in (ours, theirs):
+        encoder.keep_ratio = 1
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_benefits_add_up_over_the_layers_that_a_router_decides_for(new_encoder: Callable[..., ImageEncoder]) -> None:
+    encoder = new_encoder()
+    tokens = encoder.begin(images())
+    scopes = WindowScope(tokens.layout, tokens.x.device), GlobalScope(tokens.layout, tokens.x.device)
+    layers = {layer: encoder.blocks[layer - 1] for layer in (2, 3, 4)}
+    second, x = layers[2].benefit(tokens.x, scopes[1], scopes[1])
+    third, after = layers[3].benefit(x, scopes[0], scopes[0])
+    torch.testing.assert_close(encoder.benefits(1, tokens.x, tokens.layout), second + third)
+    fourth, _ = layers[4].benefit(after, scopes[1], scopes[1])
+    torch.testing.assert_close(encoder.benefits(3, after, tokens.layout), fourth)
 
 
 def test_the_config_says_what_a_routers_softmax_runs_over(

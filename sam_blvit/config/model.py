@@ -13,7 +13,9 @@ from numbers import Real
 from typing import Any
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+ROUTERS = ("learned", "random")
 ROUTER_SCORES = ("window", "two_class")
+PRIMARY_KEYS = ("all", "primary", "pooled")
 PATCH_SIZE = 16
 SAM_WINDOW = 14
 EMBEDDING_CHANNELS = 256
@@ -61,14 +63,33 @@ class ModelConfig:
     """Share of the tokens that performance blocks update, until set otherwise at run time."""
     compute_dtype: str = "float32"
     """dtype of matrix products inside the encoder: float32 or bfloat16."""
+    router: str = "learned"
+    """Who chooses primary tokens: learned, or random (a hash of the token, to compare with)."""
     router_scores: str = "window"
     """What a router's softmax runs over: window (the tokens of a window) or two_class (each token: primary or not)."""
+    score_scaling: bool = True
+    """Whether scores scale the performance block's updates, from which a router learns."""
+    primary_keys: str = "all"
+    """What primary tokens attend to: all tokens (semi-cross attention), each other alone (primary), or each other and
+    means of the other tokens (pooled)."""
+    pool: int = 4
+    """With pooled keys: side of the square of tokens whose others make one mean. A whole window: EViT's fused token."""
+    broadcast: bool = False
+    """With pooled keys and without efficiency blocks: performance blocks update the means too, and each other token
+    takes its mean's update, as in Evo-ViT."""
+    little_windowed: bool = False
+    """Whether efficiency blocks attend inside windows in every layer."""
 
     def __post_init__(self) -> None:
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise ValueError(f"compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
-        if self.router_scores not in ROUTER_SCORES:
-            raise ValueError(f"router_scores={self.router_scores!r} is not one of {', '.join(ROUTER_SCORES)}")
+        words = {
+            "compute_dtype": COMPUTE_DTYPES,
+            "router": ROUTERS,
+            "router_scores": ROUTER_SCORES,
+            "primary_keys": PRIMARY_KEYS,
+        }
+        for name, choices in words.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
         if self.image_size < PATCH_SIZE or self.image_size % PATCH_SIZE:
             raise ValueError(f"image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}")
         if not isinstance(self.window, int) or self.window < 1:
@@ -80,8 +101,7 @@ class ModelConfig:
             raise ValueError(f"dim={self.dim} does not divide into heads={self.heads}")
         check_keep_ratio(self.keep_ratio)
         if self.routed_from is None:
-            if self.routers_after or self.little_layers:
-                raise ValueError(f"{self.name}: routers_after and little_layers need routed_from")
+            self._check_dense()
             return
         if self.little_layers and (not self.little_heads or self.little_dim % self.little_heads):
             raise ValueError(f"little_dim={self.little_dim} does not divide into little_heads={self.little_heads}")
@@ -92,6 +112,31 @@ class ModelConfig:
             )
         if self.little_layers and min(self.little_layers) < self.routed_from:
             raise ValueError(f"little_layers={self.little_layers} start before routed_from={self.routed_from}")
+        self._check_routing()
+
+    def _check_dense(self) -> None:
+        of_routing = ("routers_after", "little_layers", "router", "router_scores", "score_scaling", "primary_keys")
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in (*of_routing, "pool", "broadcast", "little_windowed"):
+            if getattr(self, name) != fields[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r}: no effect, {self.name} is dense; leave it out")
+
+    def _check_routing(self) -> None:
+        if self.router == "random" and self.score_scaling:
+            raise ValueError("router=random gives no scores to scale by; add score_scaling=false")
+        if self.primary_keys != "all" and self.padded:
+            raise ValueError(
+                f"primary_keys={self.primary_keys} wants windows that divide the grid of {self.grid}; "
+                f"window={self.window} does not"
+            )
+        if self.primary_keys == "pooled" and (self.pool < 1 or self.window % self.pool):
+            raise ValueError(f"pool={self.pool} does not divide window={self.window}; name a side that does")
+        if self.primary_keys != "pooled" and self.pool != ModelConfig.pool:
+            raise ValueError(f"pool={self.pool}: no effect without primary_keys=pooled")
+        if self.broadcast and (self.primary_keys != "pooled" or self.little_layers):
+            raise ValueError("broadcast wants primary_keys=pooled, and little_layers empty: one update for each token")
+        if self.little_windowed and not self.little_layers:
+            raise ValueError("little_windowed: no effect without little_layers")
 
     @property
     def grid(self) -> int:
@@ -102,6 +147,10 @@ class ModelConfig:
     def routed(self) -> bool:
         """Whether any layer is routed."""
         return self.routed_from is not None
+
+    def attends_globally(self, layer: int, *, little: bool = False) -> bool:
+        """Whether attention in `layer`, or that of its efficiency block, sees all tokens and not a window."""
+        return layer in self.global_layers and not (little and self.little_windowed)
 
     @property
     def padded(self) -> bool:

@@ -96,10 +96,23 @@ def _widened(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, gr
 
     h + w more channels: little for a window, and on a CPU less than adding a broadcast sum.
     """
-    marks = torch.cat([F.one_hot(grid.rows, grid.height), F.one_hot(grid.cols, grid.width)], dim=1).to(k.dtype)
+    marks = position_marks(grid, k.dtype)
+    return attend_marked(q, k, v, by_row, by_col, marks.expand(*k.shape[:2], -1, -1))
+
+
+def position_marks(grid: TokenGrid, dtype: torch.dtype) -> Tensor:
+    """(T, h + w), 1 at the row and at the column of each token of `grid`."""
+    return torch.cat([F.one_hot(grid.rows, grid.height), F.one_hot(grid.cols, grid.width)], dim=1).to(dtype)
+
+
+def attend_marked(
+    q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, marks: Tensor, extra: Tensor | None = None
+) -> Tensor:
+    """As `attend`, to keys that stand anywhere: each takes the shares of `by_row` and `by_col` that its `marks`
+    (g, H, T, h + w) say, a mean of tokens the mean of their biases. `extra` (g, 1, 1, T) is added to the logits."""
     wide_q = torch.cat([q * q.shape[-1] ** -0.5, by_row, by_col], dim=-1)
-    wide_k = torch.cat([k, marks.expand(*k.shape[:2], -1, -1)], dim=-1)
-    return (wide_q @ wide_k.mT).softmax(-1).to(v.dtype) @ v
+    logits = wide_q @ torch.cat([k, marks], dim=-1).mT
+    return (logits if extra is None else logits + extra).softmax(-1).to(v.dtype) @ v
 
 
 def _tiles(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:

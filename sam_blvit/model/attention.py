@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam_blvit.model.attend import attend
+from sam_blvit.model.attend import attend, attend_marked, position_marks
+from sam_blvit.model.router import Summary
 from sam_blvit.model.windows import TokenGrid, take_tokens
 
 
@@ -31,21 +32,45 @@ class Attention(nn.Module):
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_size - 1, head_dim))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_size - 1, head_dim))
 
-    def forward(self, x: Tensor, grid: TokenGrid, queries: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, grid: TokenGrid, queries: Tensor | None = None, summary: Summary | None = None
+    ) -> Tensor:
         """Attend within groups of `x` (g, T, C) standing on `grid`.
 
         `queries` (g, Q) names the rows that ask (semi-cross attention, paper section 3.2): all tokens
-        are keys, and (g, Q, C) comes back. None: every token asks, (g, T, C) comes back.
+        are keys, and (g, Q, C) comes back. None: every token asks, (g, T, C) comes back. With a `summary` of the
+        windows its rows are the keys; where it spreads updates all of them ask, and (g, rows, C) comes back.
         """
         if queries is None:
             q, k, v = (self._heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+            out = attend(q, k, v, *self._bias(q, grid, queries), grid)
+        elif summary is None:
+            q, k, v = self._queries_and_keys(take_tokens(x, queries), x)
+            out = attend(q, k, v, *self._bias(q, grid, queries), grid)
         else:
-            weight_q, weight_kv = self.qkv.weight.split([self.inner_dim, 2 * self.inner_dim])
-            bias_q, bias_kv = self.qkv.bias.split([self.inner_dim, 2 * self.inner_dim])
-            q = self._heads(F.linear(take_tokens(x, queries), weight_q, bias_q))
-            k, v = (self._heads(part) for part in F.linear(x, weight_kv, bias_kv).chunk(2, dim=-1))
-        out = attend(q, k, v, *self._bias(q, grid, queries), grid)
+            out = self._to_rows(x, grid, queries, summary)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _to_rows(self, x: Tensor, grid: TokenGrid, queries: Tensor, summary: Summary) -> Tensor:
+        (images, windows), slots = summary.weights.shape[:2], summary.weights.shape[-1]
+
+        def of_group(rows: Tensor) -> Tensor:
+            return rows.reshape(len(x), -1, rows.shape[-1])
+
+        rows = of_group(summary.rows(x.reshape(images, windows, slots, -1)))
+        asking = take_tokens(x, queries) if summary.spread is None else rows
+        q, k, v = self._queries_and_keys(asking, rows)
+        marks = of_group(summary.rows(position_marks(grid, x.dtype).unflatten(0, (-1, slots)))).to(k.dtype)
+        extra = summary.log_counts.reshape(len(x), 1, 1, -1).to(k.dtype)
+        marks = marks.unsqueeze(1).expand(-1, self.num_heads, -1, -1)
+        return attend_marked(q, k, v, *self._bias(q, grid, queries), marks, extra)
+
+    def _queries_and_keys(self, asking: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q of `asking` (g, Q, C), k and v of `asked` (g, T, C), by head."""
+        weight_q, weight_kv = self.qkv.weight.split([self.inner_dim, 2 * self.inner_dim])
+        bias_q, bias_kv = self.qkv.bias.split([self.inner_dim, 2 * self.inner_dim])
+        k, v = (self._heads(part) for part in F.linear(asked, weight_kv, bias_kv).chunk(2, dim=-1))
+        return self._heads(F.linear(asking, weight_q, bias_q)), k, v
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (g, H, T, d)

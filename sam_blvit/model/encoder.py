@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sam_blvit.config import EMBEDDING_CHANNELS, PATCH_SIZE, ModelConfig, check_keep_ratio
 from sam_blvit.model.blocks import Block, LittleBlock
-from sam_blvit.model.router import Routing, TokenRouter, choose
+from sam_blvit.model.router import RandomRouter, Routing, TokenRouter, choose
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
 
@@ -73,7 +73,12 @@ class ImageEncoder(nn.Module):
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid, config.grid, config.dim))
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(1, config.layers + 1))
-        self.routers = nn.ModuleDict({str(layer - 1): TokenRouter(config.dim) for layer in config.routers_after})
+        self.routers = nn.ModuleDict(
+            {
+                str(layer - 1): TokenRouter(config.dim) if config.router == "learned" else RandomRouter()
+                for layer in config.routers_after
+            }
+        )
         self.neck = nn.Sequential(
             nn.Conv2d(config.dim, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
             NeckNorm(EMBEDDING_CHANNELS),
@@ -165,7 +170,13 @@ class ImageEncoder(nn.Module):
                 if num_primary and scored not in routings:
                     logits[scored] = tokens.logits[scored] if scored in tokens.logits else self._router(scored)(x)
                     routings[scored] = choose(
-                        logits[scored], layout=layout, num_primary=num_primary, kind=self.config.router_scores
+                        logits[scored],
+                        layout=layout,
+                        num_primary=num_primary,
+                        kind=self.config.router_scores,
+                        keys=self.config.primary_keys,
+                        pool=self.config.pool,
+                        broadcast=self.config.broadcast,
                     )
                 x = self._run(layer, x, scopes, dense=dense, routing=routings.get(scored), branch_scale=branch_scale)
                 if layer in features_of:
@@ -174,6 +185,23 @@ class ImageEncoder(nn.Module):
         return Encoding(
             embedding=self._on_canvas(embedding), routings=routings, logits=logits, features=features, layout=layout
         )
+
+    @torch.no_grad()
+    def benefits(self, after: int, x: Tensor, layout: WindowLayout) -> Tensor:
+        """What the router after layer `after` would best know: by how much performance and efficiency block differ in
+        their updates of each token, (B, N) float32, summed over the layers that the router decides for.
+
+        `x` (B, N, C) leaves that layer, window-major; each further layer is given what performance blocks make of it.
+        """
+        next_routers = [router for router in self.config.routers_after if router > after]
+        last = min(next_routers, default=self.config.layers)
+        scopes = _scopes(layout, x.device)
+        benefits = x.new_zeros(x.shape[:2])
+        with self._precision(x.device):
+            for layer in range(after + 1, last + 1):
+                benefit, x = self._layer(layer).benefit(x, *self._seen(layer, scopes))
+                benefits = benefits + benefit
+        return benefits
 
     def num_primary(self, layout: WindowLayout) -> int:
         """K, primary tokens of each window, at the current keep ratio."""
@@ -190,12 +218,18 @@ class ImageEncoder(nn.Module):
         branch_scale: Tensor | None,
     ) -> Tensor:
         """Tokens after `layer`, of `x` (B, N, C) before it."""
-        block, scope = self.blocks[layer - 1], scopes[layer in self.config.global_layers]
+        block = self.blocks[layer - 1]
+        scope, little_scope = self._seen(layer, scopes)
         scale = None if branch_scale is None else branch_scale[:, layer - 1]
         call: Callable[..., Tensor] = block
         if self.checkpoint_layers and self.training and torch.is_grad_enabled():  # nothing in a layer is random
             call = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-        return call(x, scope, dense=dense, routing=routing, scale=scale)
+        return call(x, scope, dense=dense, routing=routing, scale=scale, little_scope=little_scope)
+
+    def _seen(self, layer: int, scopes: dict[bool, Scope]) -> tuple[Scope, Scope]:
+        """What attention of the performance and of the efficiency block of `layer` sees."""
+        config = self.config
+        return scopes[config.attends_globally(layer)], scopes[config.attends_globally(layer, little=True)]
 
     @property
     def _first_routed(self) -> int:
@@ -204,8 +238,8 @@ class ImageEncoder(nn.Module):
     def _layer(self, layer: int) -> Block:
         return cast(Block, self.blocks[layer - 1])
 
-    def _router(self, layer: int) -> TokenRouter:
-        return cast(TokenRouter, self.routers[str(layer - 1)])  # named as SAM counts its blocks, from 0
+    def _router(self, layer: int) -> nn.Module:
+        return cast(nn.Module, self.routers[str(layer - 1)])  # named as SAM counts its blocks, from 0
 
     def _on_canvas(self, embedding: Tensor) -> Tensor:
         """`embedding` (B, 256, Gh, Gw) as (B, 256, G, G): what no token covers is the learned vector `outside`."""
@@ -259,14 +293,26 @@ class ImageEncoder(nn.Module):
 
 
 def _block(config: ModelConfig, layer: int) -> Block:
-    table_size = config.grid if layer in config.global_layers else config.rel_pos_window
+    def table_size(*, little: bool = False) -> int:
+        return config.grid if config.attends_globally(layer, little=little) else config.rel_pos_window
+
     little = None
     if layer in config.little_layers:
         little = LittleBlock(
-            config.dim, inner_dim=config.little_dim, num_heads=config.little_heads, table_size=table_size
+            config.dim,
+            inner_dim=config.little_dim,
+            num_heads=config.little_heads,
+            table_size=table_size(little=True),
         )
     routed = config.routed_from is not None and layer >= config.routed_from
-    return Block(config.dim, num_heads=config.heads, table_size=table_size, routed=routed, little=little)
+    return Block(
+        config.dim,
+        num_heads=config.heads,
+        table_size=table_size(),
+        routed=routed,
+        little=little,
+        score_scaling=config.score_scaling,
+    )
 
 
 def _scopes(layout: WindowLayout, device: torch.device) -> dict[bool, Scope]:

@@ -15,6 +15,38 @@ from torch import Tensor, nn
 
 from sam_blvit.model.windows import WindowLayout
 
+HASH_SCALE = 12345.678
+"""What makes neighbouring sums of channels differ after the point."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Fewer rows that stand for the tokens of a window: its primary ones, then means of the others in each square."""
+
+    weights: Tensor
+    """(B, M, R, S) share that each token of a window has in a row; 0 in the row of a square without others."""
+    log_counts: Tensor
+    """(B, M, R) logarithm of how many tokens a row stands for. It is added to a key's logit, so that a mean weighs what
+    its tokens would if they were alike (proportional attention of token merging, Bolya et al. 2023, equation 1)."""
+    places: Tensor
+    """(B, M, Q) slots that rows ask from: the primary ones and, where updates spread, the middles of the squares."""
+    spread: Tensor | None
+    """(B, M, S, R - K) 1 where a mean's update is a token's too. None: means are keys alone."""
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Rows (B, M, R, C) of `x` (B or 1, M or 1, S, C), what the tokens of each window hold."""
+        return self.weights.to(x.dtype) @ x
+
+    def updates(self, of_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Updates `of_rows` (B, M * R, C) as those of primary tokens (B, M * K, C), and of all tokens by their means
+        (B, N, C), 0 for primary ones."""
+        assert self.spread is not None
+        means = self.spread.shape[-1]
+        of_rows = of_rows.unflatten(1, self.weights.shape[1:3])
+        return of_rows[:, :, :-means].flatten(1, 2), (self.spread.to(of_rows.dtype) @ of_rows[:, :, -means:]).flatten(
+            1, 2
+        )
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -30,6 +62,8 @@ class Routing:
     """(B, M * K, 1) 1 for a token, 0 for a filler in a border window with fewer than K tokens. None: no fillers."""
     primary: Tensor
     """(B, N, 1) 1 for a primary token, 0 for any other."""
+    summary: Summary | None = None
+    """What primary tokens attend to. None: all tokens."""
 
 
 class TokenRouter(nn.Module):
@@ -49,7 +83,24 @@ class TokenRouter(nn.Module):
             return F.linear(x.float(), self.score.weight.float()).squeeze(-1)
 
 
-def choose(logits: Tensor, *, layout: WindowLayout, num_primary: int, kind: str = "window") -> Routing:
+class RandomRouter(nn.Module):
+    """Logits that know nothing: a hash of each token's own numbers, so that no generator's state matters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, N) from 0 to 1 in float32 of tokens `x` (B, N, C)."""
+        return (x.float().sum(-1) * HASH_SCALE).remainder(1)
+
+
+def choose(
+    logits: Tensor,
+    *,
+    layout: WindowLayout,
+    num_primary: int,
+    kind: str = "window",
+    keys: str = "all",
+    pool: int = 1,
+    broadcast: bool = False,
+) -> Routing:
     """The `num_primary` best tokens of each window by `logits` (B, N); of equals the first wins.
 
     The paper does not say what its softmax runs over. `kind` window: the tokens of a window, and a score is
@@ -57,6 +108,9 @@ def choose(logits: Tensor, *, layout: WindowLayout, num_primary: int, kind: str 
     `1 + alpha * s` in bf16 shrink with the window. two_class: primary or not, of each token on its own. Only the
     difference of the two logits counts there, and one row of weights gives it: softmax is then its sigmoid. A score
     is twice that, so that it starts at mean 1 too.
+    `keys`: what primary tokens attend to: all, primary (each other) or pooled (each other, and means of the others in
+    squares of side `pool`); the last two want a `layout` without padding. `broadcast`: means are updated too, and the
+    others with them.
     """
     tokens_of_window: Tensor | int = layout.slots
     if layout.padded:
@@ -77,4 +131,26 @@ def choose(logits: Tensor, *, layout: WindowLayout, num_primary: int, kind: str 
         scores=scores.gather(-1, slots).flatten(1).unsqueeze(-1),
         filled=None if filled is None else filled.unsqueeze(-1),
         primary=unchosen.scatter_add(1, tokens, counted).unsqueeze(-1),
+        summary=None if keys == "all" else _summary(slots, layout, pool if keys == "pooled" else None, broadcast),
+    )
+
+
+def _summary(slots: Tensor, layout: WindowLayout, pool: int | None, broadcast: bool) -> Summary:
+    """Of the primary `slots` (B, M, K) and, with a `pool`, of the means of the others in squares of that side."""
+    chosen = F.one_hot(slots, layout.slots).float()  # (B, M, K, S)
+    alone = chosen.new_zeros(slots.shape)  # log 1
+    if pool is None:
+        return Summary(weights=chosen, log_counts=alone, places=slots, spread=None)
+    side = layout.window // pool
+    place = torch.arange(layout.slots, device=slots.device)
+    square = place // layout.window // pool * side + place % layout.window // pool
+    middle = (torch.arange(side, device=slots.device) * pool + pool // 2).unsqueeze(1) * layout.window
+    middles = (middle + middle.T // layout.window).flatten().expand(*slots.shape[:2], -1)
+    others = F.one_hot(square, side * side).mT * (1 - chosen.sum(2, keepdim=True))  # (B, M, squares, S)
+    counts = others.sum(-1)
+    return Summary(
+        weights=torch.cat([chosen, others / counts.clamp_min(1).unsqueeze(-1)], dim=2),
+        log_counts=torch.cat([alone, counts.log()], dim=2),
+        places=torch.cat([slots, middles], dim=2) if broadcast else slots,
+        spread=others.mT if broadcast else None,
     )

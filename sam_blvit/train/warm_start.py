@@ -39,13 +39,13 @@ class LayerInputs:
         """(n, N, C) update of the attention half."""
         self.mlp = torch.empty_like(x)
         """(n, N, C) update of the feed-forward half, at x + attention."""
-        self.scope: Scope
+        self.little_scope: Scope
 
     @torch.no_grad()
-    def enter(self, block: Block, is_global: bool) -> None:
+    def enter(self, block: Block, *, is_global: bool, little_is_global: bool) -> None:
         """Look at `block`, image by image."""
-        self.scope = (GlobalScope if is_global else WindowScope)(self.layout, self.x.device)
-        scope = self.scope
+        scopes = {True: GlobalScope(self.layout, self.x.device), False: WindowScope(self.layout, self.x.device)}
+        scope, self.little_scope = scopes[is_global], scopes[little_is_global]
         with self._autocast():
             for i in range(len(self.x)):
                 x = self.x[i : i + 1]
@@ -62,7 +62,7 @@ class LayerInputs:
         `little` and the square of what is to be met."""
         x, attention, mlp = self.x[chosen], self.attention[chosen], self.mlp[chosen]
         with self._autocast():
-            updates = little.attention_update(x, self.scope), little.mlp_update(x + attention)
+            updates = little.attention_update(x, self.little_scope), little.mlp_update(x + attention)
         sums = [
             torch.stack([(update.float() - wanted).square().sum(), wanted.square().sum().clamp_min(SMALLEST)])
             for update, wanted in zip(updates, (attention, mlp), strict=True)
@@ -99,9 +99,12 @@ def warm_start(
     rate = RATE / max(1, encoder.config.little_dim) if lr is None else lr
     errors: dict[int, float] = {}
     for layer in range(encoder.config.routed_from or encoder.config.layers + 1, encoder.config.layers + 1):
-        block, is_global = cast(Block, encoder.blocks[layer - 1]), layer in encoder.config.global_layers
+        block = cast(Block, encoder.blocks[layer - 1])
+        is_global, little_is_global = (
+            encoder.config.attends_globally(layer, little=little) for little in (False, True)
+        )
         for group in groups:
-            group.enter(block, is_global)
+            group.enter(block, is_global=is_global, little_is_global=little_is_global)
         if block.little is not None:
             before = _error(block.little, groups)
             _regress(block.little, groups, steps=steps, batch_size=batch_size, lr=rate, entropy=[seed, layer])
