@@ -423,7 +423,7 @@ def test_what_must_be_positive_is_refused_at_0(name: str, refused: Refused) -> N
     "name",
     [
         "correction_rounds", "decoder_lr", "distillation_weight", "encoder_lr", "holdout", "lr", "picture_every",
-        "point_sample", "prompt_lr", "warmup_steps", "weight_decay", "workers",
+        "listwise_weight", "point_sample", "prompt_lr", "warmup_steps", "weight_decay", "workers",
     ],
 )  # fmt: skip
 def test_what_may_be_0_is_refused_below(name: str, refused: Refused) -> None:
@@ -453,6 +453,8 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ({"precision": "fp16"}, "precision='fp16' is not one of fp32, bf16"),
         ({"prompts": "sam2"}, "prompts='sam2' is not one of mixed, sam11, evs"),
         ({"router_scores": "sigmoid"}, "router_scores='sigmoid' is not one of window, two_class"),
+        ({"listwise_weight": 1.0, "sharding": "fsdp"}, "listwise_weight=1.0 looks into layers"),
+        ({"model": "vit_tiny", "listwise_weight": 1.0}, "listwise_weight: no effect, vit_tiny is dense"),
         ({"sharding": "zero"}, "sharding='zero' is not one of ddp, fsdp"),
         ({"warm_start": "all"}, "warm_start='all' is not one of none, layerwise"),
         ({"resume": "always"}, "resume='always' is not one of auto, never"),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam_blvit.model.windows import WindowLayout
 from sam_blvit.train.losses import (
     Comparison,
     Distillation,
@@ -16,6 +17,7 @@ from sam_blvit.train.losses import (
     compare,
     distillation_loss,
     focal_and_dice,
+    listwise_loss,
     mask_iou,
     mask_loss,
 )
@@ -282,3 +284,35 @@ def test_gradients_reach_the_winners_masks_and_every_rating(heads: Heads, traine
     assert iou.grad is not None
     assert {h for h in range(4) if logits.grad[0, h].abs().sum() > 0} == trained
     assert {h for h in range(4) if iou.grad[0, h] != 0} == rated
+
+
+@pytest.mark.parametrize("window", [4, 3], ids=["whole", "padded"])
+def test_the_listwise_loss_is_the_divergence_from_the_shares_of_what_is_gained(window: int) -> None:
+    layout = WindowLayout((4, 8), window, torch.device("cpu"))
+    logits, benefits = torch.randn(2, 32), torch.rand(2, 32)
+    valid = torch.zeros(2, 8, 8)
+    valid[0, :4, :8], valid[1, :3, :5] = 1, 1
+    number = torch.arange(4)[:, None] // window * -(-8 // window) + torch.arange(8) // window
+    windows = layout.by_window(number[None, :, :, None])[0, :, 0]
+    shown = layout.by_window(valid[:, :4, :, None])[..., 0]
+    expected = 0.0
+    for image in range(2):
+        for inside in (windows == window for window in windows.unique()):
+            share = (benefits[image, inside] ** 2 / (benefits[image, inside] ** 2).sum()).tolist()
+            chance = logits[image, inside].softmax(0).tolist()
+            apart = sum(a * math.log(a / b) for a, b in zip(share, chance, strict=True))
+            expected += apart * shown[image, inside].sum().item()
+    assert listwise_loss(logits, benefits, valid, layout).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("window", [4, 3], ids=["whole", "padded"])
+def test_the_listwise_loss_teaches_the_order_of_what_is_gained(window: int) -> None:
+    layout = WindowLayout((4, 8), window, torch.device("cpu"))
+    benefits, valid = torch.rand(1, 32) + 0.1, torch.ones(1, 8, 8)
+    logits = torch.zeros(1, 32, requires_grad=True)
+    assert listwise_loss(2 * benefits.log(), benefits, valid, layout).item() == pytest.approx(0, abs=1e-4)
+    assert listwise_loss(logits, torch.zeros(1, 32), valid, layout) == 0
+    listwise_loss(logits, benefits, valid, layout).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, benefits.argmax()] < 0 < logits.grad[0, benefits.argmin()]

@@ -73,7 +73,9 @@ def test_a_step_divided_has_the_gradient_of_the_whole(
     keep_ratio: float,
 ) -> None:
     sam, teacher = randomize(build_sam(tiny())), randomize(build_sam(tiny_dense()))
-    mine = objective(tmp_path, sam, teacher, distillation_layers=0.5, distillation_mse=0.1, drop_path=0.3)
+    mine = objective(
+        tmp_path, sam, teacher, distillation_layers=0.5, distillation_mse=0.1, listwise_weight=0.3, drop_path=0.3
+    )
     whole = plan(samples, keep_ratio=keep_ratio)
     mine(samples, whole).loss.backward()
     expected = {name: value.clone() for name, value in gradients(mine).items()}
@@ -109,6 +111,25 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(
     parts = objective(tmp_path, sam, teacher, distillation_layers=0.5)(samples, plan(samples)).parts
     masks = 20 * parts["focal"] + parts["dice"] + parts["iou"]
     torch.testing.assert_close(parts["loss"], masks + 2.5 * parts["distillation"] + 0.5 * parts["distillation_2"])
+
+
+def test_routers_are_told_what_tokens_gain_only_if_asked(
+    tmp_path: Path, tiny: Config, randomize: Callable[[Sam], Sam], samples: list[Sample]
+) -> None:
+    sam = randomize(build_sam(tiny()))
+    asked = plan(samples, with_masks=False)
+    assert objective(tmp_path, sam)(samples, asked).parts.keys() == {"loss"}
+    told = objective(tmp_path, sam, listwise_weight=0.5)
+    outcome = told(samples, asked)
+    outcome.loss.backward()
+    assert outcome.parts.keys() == {"loss", "listwise_1", "listwise_3"}
+    assert outcome.loss.item() == pytest.approx(
+        0.5 * sum(outcome.parts[f"listwise_{layer}"].item() for layer in (1, 3))
+    )
+    routers = [name for name, value in gradients(told).items() if "routers" in name and value.any()]
+    assert len(routers) == 2
+    nothing = told(samples, replace(asked, keep_ratio=1.0))
+    assert nothing.parts.keys() == {"loss"}
 
 
 def test_distillation_alone_asks_the_decoder_nothing(

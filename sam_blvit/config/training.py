@@ -201,6 +201,9 @@ class FinetuneConfig(TeacherConfig):
     distillation_layers: float = 0.0
     """Weight of a distillation loss on the tokens after each global layer but the last; wants a teacher of the
     student's size."""
+    listwise_weight: float = 0.0
+    """Weight of a loss that tells each router which tokens gain most by the performance block; costs another pass of
+    the encoder without a gradient."""
     kd_only_steps: int = 0
     """Steps at the start with the distillation losses alone."""
     keep_ratios: tuple[float, ...] | None = None
@@ -299,7 +302,9 @@ class FinetuneConfig(TeacherConfig):
         _check_at_least(self, 1, "warm_start_steps")
         _check_at_least(self, 0, "lr", "encoder_lr", "decoder_lr", "prompt_lr", "weight_decay", "warmup_steps")
         _check_at_least(self, 0, "point_sample", "correction_rounds", "distillation_weight", "distillation_mse")
-        _check_at_least(self, 0, "distillation_layers", "kd_only_steps", "picture_every", "validate_every")
+        _check_at_least(
+            self, 0, "distillation_layers", "listwise_weight", "kd_only_steps", "picture_every", "validate_every"
+        )
         self._check_ranges()
         self._check_together()
         self._check_distillation()
@@ -354,6 +359,11 @@ class FinetuneConfig(TeacherConfig):
             raise ValueError(
                 f"holdout={self.holdout} and val_manifest={self.val_manifest}: choose one to validate with"
             )
+        if self.listwise_weight and self.sharding == "fsdp":
+            raise ValueError(
+                f"listwise_weight={self.listwise_weight} looks into layers whose weights sharding=fsdp keeps apart; "
+                "take sharding=ddp"
+            )
         if self.validate_every and not self.validates:
             raise ValueError(
                 f"validate_every={self.validate_every}: nothing to validate with; add holdout, val_manifest or "
@@ -381,7 +391,7 @@ class FinetuneConfig(TeacherConfig):
         if self.base is not None and self.checkpoint is None:
             raise ValueError(f"base={self.base}: no effect without an adapter above it; name that with checkpoint")
         model = MODELS.get(self.model)
-        routing = {"warm_start": "none", "freeze": "none", "router_scores": None}
+        routing = {"warm_start": "none", "freeze": "none", "router_scores": None, "listwise_weight": 0}
         idle = [name for name, off in routing.items() if getattr(self, name) != off]
         if model is not None and not model.routed and idle:
             raise ValueError(f"{', '.join(idle)}: no effect, {self.model} is dense; name a big.LITTLE model with model")

@@ -49,6 +49,8 @@ class Encoding:
     """(B, N) window-major, what each choice was made by."""
     features: dict[int, Tensor]
     """(B, Gh, Gw, C) tokens after each layer that was asked for."""
+    benefits: dict[int, Tensor]
+    """(B, N) window-major, what each router would best have known, if that was asked for."""
     layout: WindowLayout
     """How the tokens of a routing lie."""
 
@@ -124,15 +126,21 @@ class ImageEncoder(nn.Module):
         return self.encode(images).embedding
 
     def encode(
-        self, images: Tensor, *, branch_scale: Tensor | None = None, features_of: Collection[int] = ()
+        self,
+        images: Tensor,
+        *,
+        branch_scale: Tensor | None = None,
+        features_of: Collection[int] = (),
+        with_benefits: bool = False,
     ) -> Encoding:
-        """As `forward`, with what the routers chose, and the tokens after the layers `features_of` (from 1).
+        """As `forward`, with what the routers chose, the tokens after the layers `features_of` (from 1), and what the
+        choices are worth, `with_benefits`.
 
         `branch_scale` (B, layers, 2): factors on each image's attention and feed-forward update in each layer, 0 or
         1 / (1 - p) for drop path. ValueError if it has another shape, or if there is no such layer.
         """
         tokens = self.begin(images, branch_scale=branch_scale, features_of=features_of)
-        return self.finish(tokens, branch_scale=branch_scale, features_of=features_of)
+        return self.finish(tokens, branch_scale=branch_scale, features_of=features_of, with_benefits=with_benefits)
 
     def begin(self, images: Tensor, *, branch_scale: Tensor | None = None, features_of: Collection[int] = ()) -> Tokens:
         """The part that no keep ratio changes: patches, positions and the layers before the first routed one."""
@@ -154,7 +162,12 @@ class ImageEncoder(nn.Module):
         return Tokens(x=x, layout=layout, logits=logits, features=features)
 
     def finish(
-        self, tokens: Tokens, *, branch_scale: Tensor | None = None, features_of: Collection[int] = ()
+        self,
+        tokens: Tokens,
+        *,
+        branch_scale: Tensor | None = None,
+        features_of: Collection[int] = (),
+        with_benefits: bool = False,
     ) -> Encoding:
         """The routed layers at the current keep ratio, and the neck."""
         x, layout = tokens.x, tokens.layout
@@ -163,6 +176,7 @@ class ImageEncoder(nn.Module):
         routings: dict[int, Routing] = {}
         logits: dict[int, Tensor] = {}
         features = dict(tokens.features)
+        benefits: dict[int, Tensor] = {}
         scopes = _scopes(layout, x.device)
         with self._precision(x.device):
             for layer in range(self._first_routed, self.config.layers + 1):
@@ -178,18 +192,25 @@ class ImageEncoder(nn.Module):
                         pool=self.config.pool,
                         broadcast=self.config.broadcast,
                     )
+                    if with_benefits:
+                        benefits[scored] = self.benefits(layer - 1, x, layout)
                 x = self._run(layer, x, scopes, dense=dense, routing=routings.get(scored), branch_scale=branch_scale)
                 if layer in features_of:
                     features[layer] = layout.by_raster(x)
             embedding = self.neck(layout.by_raster(x).permute(0, 3, 1, 2)).float()
         return Encoding(
-            embedding=self._on_canvas(embedding), routings=routings, logits=logits, features=features, layout=layout
+            embedding=self._on_canvas(embedding),
+            routings=routings,
+            logits=logits,
+            features=features,
+            benefits=benefits,
+            layout=layout,
         )
 
     @torch.no_grad()
     def benefits(self, after: int, x: Tensor, layout: WindowLayout) -> Tensor:
-        """What the router after layer `after` would best know: by how much performance and efficiency block differ in
-        their updates of each token, (B, N) float32, summed over the layers that the router decides for.
+        """What a router after layer `after` would best know: by how much performance and efficiency block differ in
+        their updates of each token, (B, N) float32, summed over the routed layers up to the next router.
 
         `x` (B, N, C) leaves that layer, window-major; each further layer is given what performance blocks make of it.
         """
@@ -200,7 +221,7 @@ class ImageEncoder(nn.Module):
         with self._precision(x.device):
             for layer in range(after + 1, last + 1):
                 benefit, x = self._layer(layer).benefit(x, *self._seen(layer, scopes))
-                benefits = benefits + benefit
+                benefits = benefits + benefit * (layer >= self._first_routed)
         return benefits
 
     def num_primary(self, layout: WindowLayout) -> int:

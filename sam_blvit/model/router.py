@@ -112,12 +112,8 @@ def choose(
     squares of side `pool`); the last two want a `layout` without padding. `broadcast`: means are updated too, and the
     others with them.
     """
-    tokens_of_window: Tensor | int = layout.slots
-    if layout.padded:
-        empty = logits.new_full((logits.shape[0], layout.num_windows * layout.slots), -torch.inf)
-        logits = empty.index_copy(1, layout.slot_of_token, logits)
-        tokens_of_window = layout.real.sum(-1, keepdim=True)  # (M, 1)
-    logits = logits.unflatten(1, (layout.num_windows, layout.slots))  # (B, M, S)
+    tokens_of_window = layout.real.sum(-1, keepdim=True) if layout.padded else layout.slots  # (M, 1)
+    logits = layout.in_slots(logits, empty=-torch.inf)
     scores = 2 * logits.sigmoid() if kind == "two_class" else logits.softmax(-1) * tokens_of_window
     best = logits.argsort(dim=-1, descending=True, stable=True)[..., :num_primary]
     slots = best.sort(dim=-1).values  # ascending: neighbours stay neighbours in memory

@@ -54,12 +54,13 @@ class Sam(OriginalSam):
         *,
         branch_scale: Tensor | None = None,
         features_of: Collection[int] = (),
+        with_benefits: bool = False,
     ) -> list[tuple[list[int], Encoding]]:
         """Encode resized `images`, each (3, h, w) with pixels 0 to 255, in its own padded size: so that no image's
         embedding depends on the others of a batch.
 
         Returns, for each padded size there is, the places of its images in `images` and their encoding.
-        `branch_scale` (B, layers, 2) and `features_of` are `ImageEncoder.encode`'s.
+        `branch_scale` (B, layers, 2), `features_of` and `with_benefits` are `ImageEncoder.encode`'s.
         """
         groups: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(images):
@@ -71,6 +72,7 @@ class Sam(OriginalSam):
                     torch.stack([self._padded(images[place], size) for place in places]),
                     branch_scale=None if branch_scale is None else branch_scale[places],
                     features_of=features_of,
+                    with_benefits=with_benefits,
                 ),
             )
             for size, places in groups.items()

@@ -112,6 +112,13 @@ class WindowLayout:
             return x.index_select(1, self.token_of_raster).unflatten(1, self.grid)
         return x.unflatten(1, self.blocks).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
+    def in_slots(self, x: Tensor, *, empty: float) -> Tensor:
+        """(B, N) -> (B, M, S), with `empty` in slots that hold no token."""
+        if self.padded:
+            filled = x.new_full((len(x), self.num_windows * self.slots), empty)
+            x = filled.index_copy(1, self.slot_of_token, x)
+        return x.unflatten(1, (self.num_windows, self.slots))
+
     def tokens_of(self, slots: Tensor) -> Tensor:
         """Window-major token index (B, M * K) of `slots` (B, M, K); an empty slot gives token 0."""
         start = torch.arange(self.num_windows, device=slots.device) * self.slots

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sam_blvit.model.windows import WindowLayout
 from sam_blvit.train.sampling import at_places, mask_at_places
 
 FOCAL_ALPHA = 0.25
@@ -183,6 +184,23 @@ def mask_loss(compared: Comparison, predicted_iou: Tensor, heads: Heads) -> Mask
 def answer_of(predicted_iou: Tensor, heads: Heads) -> Tensor:
     """Which of H outputs is each prompt's answer (P,): in the first team that of highest `predicted_iou` (P, H)."""
     return predicted_iou[:, heads.teams[0]].argmax(dim=1)
+
+
+def listwise_loss(logits: Tensor, benefits: Tensor, valid: Tensor, layout: WindowLayout) -> Tensor:
+    """How far a router's scores are from the shares that tokens have in what a window stands to gain: their
+    Kullback-Leibler divergence (ListNet's top-one loss, Cao et al. 2007, less a constant), summed over the photograph's
+    tokens, each counting for its window.
+
+    `logits` and `benefits` (B, N) window-major; a share is that of the squared benefit, as errors add up by squares.
+    `valid` (B, G, G): 1 where a token lies on the photograph.
+    """
+    height, width = layout.grid
+    shown = layout.in_slots(layout.by_window(valid[:, :height, :width, None])[..., 0], empty=0).sum(-1)  # (B, M)
+    gain = layout.in_slots(benefits.float().square(), empty=0)
+    share = gain / gain.sum(-1, keepdim=True).clamp_min(torch.finfo(gain.dtype).tiny)
+    preferred = layout.in_slots(logits.float(), empty=-torch.inf).log_softmax(-1)
+    apart = torch.where(share > 0, share * (share.clamp_min(torch.finfo(share.dtype).tiny).log() - preferred), 0)
+    return (apart.sum(-1) * shown).sum()
 
 
 def focal_and_dice(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

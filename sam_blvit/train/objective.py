@@ -22,7 +22,7 @@ from sam_blvit.config import PATCH_SIZE, FinetuneConfig
 from sam_blvit.data.samples import Sample
 from sam_blvit.model.encoder import Encoding
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.losses import distillation_loss
+from sam_blvit.train.losses import distillation_loss, listwise_loss
 from sam_blvit.train.rounds import mask_losses
 from sam_blvit.train.router_health import router_health
 from sam_blvit.train.teacher import Target, Teacher
@@ -109,12 +109,14 @@ class Objective(nn.Module):
                 images,
                 branch_scale=self._branch_scale(samples),
                 features_of=() if target is None else tuple(target.features),
+                with_benefits=self.config.listwise_weight > 0,
             )
         losses = []
         for places, encoding in groups:
             valid = valid_tokens([images[place] for place in places], encoding.embedding.shape[-1])
             if target is not None:
                 losses.append(self._distillation(encoding, target.of(places), valid, plan, parts))
+            losses += self._listwise(encoding, valid, plan, parts)
             if plan.with_masks:
                 losses += [
                     self._masks(samples[place], embedding[None], plan, parts)
@@ -163,6 +165,15 @@ class Objective(nn.Module):
             parts[f"distillation_{layer}"] += between.cosine.detach() / plan.tokens
             loss = loss + config.distillation_layers * between.cosine / len(target.features)
         return loss / plan.tokens
+
+    def _listwise(self, encoding: Encoding, valid: Tensor, plan: StepPlan, parts: dict[str, Tensor]) -> list[Tensor]:
+        """One loss for each router that ran, if routers are told what tokens stand to gain."""
+        losses = []
+        for layer, benefits in encoding.benefits.items():
+            apart = listwise_loss(encoding.logits[layer], benefits, valid, encoding.layout) / plan.tokens
+            parts[f"listwise_{layer}"] += apart.detach()
+            losses.append(self.config.listwise_weight * apart)
+        return losses
 
     def _branch_scale(self, samples: list[Sample]) -> Tensor | None:
         """Drop path: factors (B, layers, 2) on the updates, 0 or 1 / chance of staying, drawn for each image."""

@@ -54,10 +54,8 @@ def relative_entropy(logits: Tensor, layout: WindowLayout) -> Tensor:
     """
     sizes = logits.new_full((layout.num_windows,), layout.slots)
     if layout.padded:
-        empty = logits.new_full((len(logits), layout.num_windows * layout.slots), -torch.inf)
-        logits = empty.index_copy(1, layout.slot_of_token, logits)
         sizes = layout.real.sum(-1).to(logits)
-    scores = logits.unflatten(1, (layout.num_windows, layout.slots)).softmax(-1)  # (B, M, S)
+    scores = layout.in_slots(logits, empty=-torch.inf).softmax(-1)  # (B, M, S)
     entropy = torch.special.entr(scores).sum(-1)  # (B, M)
     return (entropy[:, sizes > 1] / sizes[sizes > 1].log()).mean()
 
