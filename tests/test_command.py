@@ -146,8 +146,12 @@ def test_charts_are_drawn_along_what_was_varied(tmp_path: Path, monkeypatch: pyt
     settings: dict[str, Any] = {"devices": ("cpu",), "output": tmp_path}
     benchmark(["vit_b"], BenchmarkConfig(**settings))
     assert {path.name for path in tmp_path.glob("*.svg")} == {"macs.svg"}
-    benchmark(["vit_b"], BenchmarkConfig(**settings, sides=(512, 1024), batches=(1, 2), threads=(1, 2)))
-    assert {path.name for path in tmp_path.glob("*.svg")} == {"macs.svg", "side.svg", "batch.svg", "threads.svg"}
+    benchmark(
+        ["vit_b"],
+        BenchmarkConfig(**settings, sides=(512, 1024), batches=(1, 2), threads=(1, 2), aspects=("square", "4:3")),
+    )
+    axes = {"side.svg", "batch.svg", "threads.svg", "aspect.svg"}
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"macs.svg"} | axes
 
 
 def test_a_benchmark_writes_what_it_measured(tmp_path: Path) -> None:

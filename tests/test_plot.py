@@ -52,6 +52,14 @@ def test_scale_has_a_line_for_each_model_and_a_cross_for_what_is_missing() -> No
     assert "on a chip" in text
 
 
+def test_an_axis_of_words_has_a_place_for_each() -> None:
+    missing = {"problem": "does not fit", "encoder_ms": [], "peak_bytes": None}
+    groups = [group(row(replace(CELL, aspect="square"), **missing)), group(row(replace(CELL, aspect="4:3")))]
+    text = words(scale_chart(groups, "aspect", []))
+    assert {"square", "4:3", "aspect"} <= set(text.splitlines())
+    assert "aspect square: does not fit" in text
+
+
 def test_rows_without_a_place_on_the_axis_are_left_out() -> None:
     on_gpu = group(row(replace(CELL, device="cuda", allocator=None)))
     groups = [*(group(row(replace(CELL, threads=threads))) for threads in (1, 2)), on_gpu]

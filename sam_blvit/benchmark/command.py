@@ -82,7 +82,7 @@ def _write_all(output: Path, about: dict[str, Any], groups: Sequence[Group]) -> 
     write_json(output / "benchmark.json", {**about, "groups": [_as_json(group) for group in groups]})
     caption = header(about, groups)
     texts = {"benchmark.md": markdown(about, groups), "macs.svg": macs_chart(groups, caption)}
-    for axis in ("side", "batch", "threads"):
+    for axis in ("side", "batch", "threads", "aspect"):
         if len({getattr(row.cell, axis) for group in groups for row in group.rows} - {None}) > 1:
             texts[f"{axis}.svg"] = scale_chart(groups, axis, caption)
     for name, text in texts.items():

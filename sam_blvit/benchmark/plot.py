@@ -52,7 +52,7 @@ def macs_chart(groups: Sequence[Group], caption: Sequence[str]) -> str:
 
 @rc_context(STYLE)
 def scale_chart(groups: Sequence[Group], axis: str, caption: Sequence[str]) -> str:
-    """Milliseconds and peak memory of the encoder along the `axis` (side, batch or threads) of all cells: a line for
+    """Milliseconds and peak memory of the encoder along the `axis` (side, batch, threads or aspect) of all cells: a line for
     each model and set of the other circumstances. What was not measured is a cross at the top; the caption says why."""
     rows = [row for group in groups for row in group.rows if getattr(row.cell, axis) is not None]
     lines: dict[str, list[Row]] = {}
@@ -61,15 +61,15 @@ def scale_chart(groups: Sequence[Group], axis: str, caption: Sequence[str]) -> s
     figure = Figure(figsize=(2.2 * PANEL[0], 1.8 * PANEL[1]), layout="constrained")
     times, memory = figure.subplots(1, 2)
     missing = []
-    crosses: Counter[float] = Counter()
+    crosses: Counter[int | str] = Counter()
     for place, (label, along) in enumerate(lines.items()):
         look = {"color": f"C{place}", "marker": "o"}
-        x = [float(getattr(row.cell, axis)) for row in along]
+        x = [getattr(row.cell, axis) for row in along]
         times.plot(x, _drawn([_milliseconds(row) for row in along]), label=label, **look)
         memory.plot(x, _drawn([row.peak_bytes and row.peak_bytes / GIB for row in along]), **look)
         for at, row in zip(x, along, strict=True):
             if row.problem is not None:
-                missing.append(f"x {label}, {axis} {at:g}: {row.problem}")
+                missing.append(f"x {label}, {axis} {at}: {row.problem}")
                 height = 0.98 - 0.04 * crosses[at]
                 crosses[at] += 1
                 for axes in (times, memory):
