@@ -1,8 +1,8 @@
-"""A smaller encoder's start: an evenly spaced part of a larger one of the same kind.
+"""A smaller encoder's start: a part of a larger one of the same kind.
 
-Xu et al., "Initializing Models with Larger Ones" (ICLR 2024), call it weight selection. As there, the same channels are
-taken wherever a channel is meant; heads stay whole. Unlike there, where the first layers are taken, layers are evenly
-spaced, too, windowed and global ones each among their own.
+Xu et al., "Initializing Models with Larger Ones" (ICLR 2024), call it weight selection. As there, channels are evenly
+spaced, the same ones wherever a channel is meant, and the first layers are taken, here the first of either kind, windowed
+and global; heads stay whole.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DIMENSIONS: dict[str, dict[int, str]] = {
 
 @torch.no_grad()
 def inherit(student: Sam, teacher: Sam) -> None:
-    """Fill `student`'s encoder with an evenly spaced part of `teacher`'s, which is for images of the same size.
+    """Fill `student`'s encoder with evenly spaced channels of the first layers of `teacher`'s, which is for images of the same size.
 
     Routers and efficiency blocks stay as they are; so do prompt encoder and mask decoder. ValueError, one line, if
     `student` is not smaller: its heads are of the same size, and it has no more channels or layers of either kind.
@@ -98,8 +98,7 @@ def _layers(small: ModelConfig, large: ModelConfig) -> dict[int, int]:
     """Which of `large`'s layers each of `small`'s takes, both counted from 1."""
     taken: dict[int, int] = {}
     for are_global in (False, True):
-        mine, theirs = _of_kind(small, are_global), _of_kind(large, are_global)
-        taken |= {layer: theirs[place] for layer, place in zip(mine, _spaced(len(mine), len(theirs)), strict=True)}
+        taken |= dict(zip(_of_kind(small, are_global), _of_kind(large, are_global), strict=False))
     return taken
 
 
@@ -109,8 +108,7 @@ def _of_kind(config: ModelConfig, are_global: bool) -> list[int]:
 
 
 def _spaced(count: int, of: int) -> Tensor:
-    """`count` places evenly spaced among `of`: the last of each of `count` parts, so that the last layer, whose output
-    the neck reads, is among them."""
+    """`count` places evenly spaced among `of`: the last of each of `count` parts."""
     return torch.arange(1, count + 1) * of // count - 1
 
 

@@ -141,7 +141,7 @@ def _inheriting(config: FinetuneConfig, model: ModelConfig) -> tuple[Sam, Sam]:
     inherit(student, teacher)
     fresh = "; its routers and efficiency blocks are fresh" if model.routed else ""
     warnings.warn(
-        f"{config.model} starts with evenly spaced channels, heads and layers of teacher {config.teacher} "
+        f"{config.model} starts with evenly spaced channels of the first layers of teacher {config.teacher} "
         f"({teacher.config.name}){fresh}",
         stacklevel=3,
     )
