@@ -1,8 +1,8 @@
 """A smaller encoder's start: a part of a larger one of the same kind.
 
 Xu et al., "Initializing Models with Larger Ones" (ICLR 2024), call it weight selection. As there, channels are evenly
-spaced, the same ones wherever a channel is meant, and the first layers are taken, here the first of either kind, windowed
-and global; heads stay whole.
+spaced, the same ones wherever a channel is meant, and the first layers are taken, here the first of either kind,
+windowed and global; heads stay whole.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ DIMENSIONS: dict[str, dict[int, str]] = {
 
 @torch.no_grad()
 def inherit(student: Sam, teacher: Sam) -> None:
-    """Fill `student`'s encoder with evenly spaced channels of the first layers of `teacher`'s, which is for images of the same size.
+    """Fill `student`'s encoder with evenly spaced channels of the first layers of `teacher`'s, which is for images of
+    the same size.
 
     Routers and efficiency blocks stay as they are; so do prompt encoder and mask decoder. ValueError, one line, if
     `student` is not smaller: its heads are of the same size, and it has no more channels or layers of either kind.
