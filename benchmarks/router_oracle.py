@@ -16,6 +16,7 @@ Shapes:
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -323,29 +324,37 @@ def percent(shares: Sequence[Chosen], key: str) -> str:
 
 def prepared(config: OracleConfig) -> tuple[Sam, str]:
     """The model, its efficiency blocks fitted if they are to be, and words on it. ValueError if it routes nothing."""
-    weights = {"image_size": config.image_size, "device": config.device}
-    if config.model is None or config.data is None:
-        sam = load_model(WeightsConfig(model=str(config.checkpoint), **weights))
-        if not sam.config.routed:
-            raise ValueError(
-                f"{config.checkpoint} holds the dense {sam.config.name}; name the big.LITTLE model to make of it with "
-                "--model, and photographs with --data"
-            )
-        return sam, f"{sam.config.name} as in {config.checkpoint}"
-    sam = load_model(WeightsConfig(model=config.model, checkpoint=config.checkpoint, **weights))
+    sam = load_model(
+        WeightsConfig(
+            model=config.model or str(config.checkpoint),
+            checkpoint=config.checkpoint if config.model else None,
+            image_size=config.image_size,
+            device=config.device,
+        )
+    )
     if not sam.config.routed:
-        raise ValueError(f"model={config.model} is dense; name the big.LITTLE model to make of {config.checkpoint}")
+        raise ValueError(
+            f"{sam.config.name} is dense; name the big.LITTLE model to make of {config.checkpoint} with --model, and "
+            "photographs with --data"
+        )
+    if config.data is None:
+        return sam, f"{sam.config.name} as in {config.checkpoint}"
+    return sam, f"{sam.config.name} of {config.checkpoint}, {fitted(sam, config, config.data)}"
+
+
+def fitted(sam: Sam, config: OracleConfig, data: Path) -> str:
+    """Fit the efficiency blocks of `sam`; how it went."""
     side = sam.config.image_size
-    source = training_source(TrainingDataConfig(data=config.data, exclude=config.exclude))
+    source = training_source(TrainingDataConfig(data=data, exclude=config.exclude))
     dataset = TrainingSamples(source, image_size=side, mask_side=side, masks_per_image=0)
     samples = some_of(dataset, config.warm_start_images, seed=0)
     images = [sample.image for sample in samples if isinstance(sample, Sample)]
-    errors = warm_start(sam, images, steps=config.warm_start_steps, batch_size=WARM_BATCH, say=tqdm.write)
+    say = partial(print, file=sys.stderr)
+    errors = warm_start(sam, images, steps=config.warm_start_steps, batch_size=WARM_BATCH, say=say)
     left = ", ".join(f"{layer}: {error:.3f}" for layer, error in errors.items())
-    return sam, (
-        f"{config.model} of {config.checkpoint}, efficiency blocks fitted to {len(images)} photographs of "
-        f"{source.name} ({len(samples) - len(images)} damaged), {config.warm_start_steps} steps a layer; error left of "
-        f"the update, by layer: {left}"
+    return (
+        f"efficiency blocks fitted to {len(images)} photographs of {source.name} ({len(samples) - len(images)} "
+        f"damaged) in {config.warm_start_steps} steps each; error left of the update, by layer: {left}"
     )
 
 

@@ -329,7 +329,7 @@ def test_what_cannot_be_compared_is_refused(
     dense = tmp_path / "dense.safetensors"
     save_sam(build_sam(tiny_dense()), dense)
     for words, says in {
-        (): "holds the dense vit_tiny; name the big.LITTLE model",
+        (): "vit_tiny is dense; name the big.LITTLE model to make of",
         ("--model", "blvit_tiny"): "model=blvit_tiny and data=None go together",
         ("--keep-ratios", "0.5,1"): "where routers choose",
     }.items():
