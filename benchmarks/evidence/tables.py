@@ -26,7 +26,7 @@ PROMPT_SEEDS = 1000
 
 
 def results(study: Study) -> dict[str, dict[str, Any]]:
-    """What was measured of every row by its name, plain JSON values: means over its seeds, null for what was not run."""
+    """What was measured of every row by its name, plain JSON values: means over seeds, null for what was not run."""
     baseline = _evaluations(study, BASELINE, study.miou)
     times = {(row["cell"]["model"], row["cell"]["device"]): row for group in timed(study) for row in group["rows"]}
     return {name: _result(study, name, baseline, times) for name in ROWS}
