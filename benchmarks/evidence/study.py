@@ -180,10 +180,10 @@ class Study:
         return self._model(name, trained[0]) if trained else None
 
     def seeds_of(self, name: str, task: OfSeed) -> list[int]:
-        """Seeds for which `task` of row `name` has come to its end."""
+        """Seeds for which `task` of row `name`, and its training, have come to their end."""
         there = (self.config.output / name).glob("seed_*")
         seeds = sorted(int(directory.name.removeprefix("seed_")) for directory in there)
-        return [seed for seed in seeds if task(name, seed).finished]
+        return [seed for seed in seeds if self.training(name, seed).finished and task(name, seed).finished]
 
     def finished(self) -> list[Task]:
         """Every task that has come to its end."""
