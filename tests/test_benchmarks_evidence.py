@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ import yaml
 import runs
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence.rows import BASELINE, DIAL, ROWS, SIZES, TABLES
-from benchmarks.evidence.running import run_chains
+from benchmarks.evidence.running import PROGRAMS, run_chains
 from benchmarks.evidence.study import RECIPES, ROOT, EvidenceConfig, Study, Task
 from benchmarks.evidence.tables import NOT_RUN, page, results
 from datasets import write_dataset
+from sam_blvit.checkpoint import save_sam
 from sam_blvit.cli import run
 from sam_blvit.config import CacheConfig, EvaluationConfig, FinetuneConfig, ModelConfig, model_config
 from sam_blvit.model.build import build_sam
@@ -218,6 +220,17 @@ def test_a_task_is_run_again_when_its_words_or_files_change(tmp_path: Path) -> N
     assert task.log.read_text() == "ran\nran\nchanged\n"
 
 
+def test_what_a_recipe_says_of_itself_is_no_change_of_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    task = Task("task", ("python", "-c", "", str(recipe)), tmp_path / "task")
+    recipe.write_text("# Result: not run\nmodel: blvit_tiny\n")
+    run_chains([[task]])
+    recipe.write_text("# Result: 47.8\nmodel: blvit_tiny\n")
+    assert task.finished
+    recipe.write_text("# Result: 47.8\nmodel: vit_tiny\n")
+    assert not task.finished
+
+
 def test_a_failure_ends_its_row_alone_and_is_named_with_its_log(tmp_path: Path) -> None:
     bad = python(tmp_path, "bad", "raise SystemExit('no such thing')")
     after = python(tmp_path, "after", "")
@@ -246,7 +259,7 @@ def test_whoever_ends_it_ends_what_it_runs(tmp_path: Path) -> None:
     python(tmp_path, "long", "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
     code = f"""
 from pathlib import Path
-from benchmarks.evidence.running import run_chains
+from benchmarks.evidence.running import PROGRAMS, run_chains
 from benchmarks.evidence.study import Task
 task = Task("long", ("python", {str(tmp_path / "long.py")!r}), Path({str(tmp_path / "long")!r}))
 run_chains([[task, task], [task]])
@@ -337,7 +350,8 @@ def test_what_was_not_run_is_said(study: Callable[..., Study]) -> None:
     made = study()
     make(made, "paper", 0, shift=0)
     line = table_line(made, "Table 2", "narrow")
-    assert set(list(line.values())[2:]) == {NOT_RUN}
+    assert line["seeds"] == NOT_RUN
+    assert set(list(line.values())[3:]) == {"-"}
     line = table_line(made, "Table 2", "paper")
     assert (line["box"], line["box - dense"], line["AP"], line["ms, CPU"]) == ("40.0", NOT_RUN, NOT_RUN, NOT_RUN)
     assert "Machine: not run." in page(made, results(made))
@@ -383,25 +397,51 @@ def test_the_dial_has_a_line_for_each_keep_ratio(study: Callable[..., Study]) ->
 # end to end ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """A dense teacher that has learnt nothing."""
+    path = tmp_path / "teacher.safetensors"
+    save_sam(build_sam(model_config("vit_tiny", image_size=128)), path)
+    return path
+
+
 def test_the_study_is_made_and_goes_on_where_it_stopped(
-    data: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+    data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    asked: dict[str, Any] = {"data": data, "output": output, "steps": 1}
-    command.evidence(EvidenceConfig(**asked, rows=("paper",)))
+    config = EvidenceConfig(data=data, output=output, teacher=teacher, steps=1, rows=("paper",))
+    command.evidence(config)
     found = json.loads((output / "evidence.json").read_text())
     (row,) = [row for row in found["rows"] if row["row"] == "paper"]
     assert row["seeds"] == [0]
     assert all(0 <= row["miou"][prompt] <= 100 for prompt in row["miou"])
     assert row["ap"] is not None
     assert row["encoder_ms"]["cpu"] > 0
-    assert len(found["commands"]) == 6
-    assert "`paper`" in (output / "evidence.md").read_text()
+    assert len(found["commands"]) == 5
+    assert "| `paper` |" in (output / "evidence.md").read_text()
     capsys.readouterr()
-    log = output / "window_14" / "seed_0" / "training.log"
-    with refused(
-        ValueError, "row window_14, seed 0: training ended with code 2 .*window=14 is more than .*; see"
-    ) as told:
-        command.evidence(EvidenceConfig(**asked, rows=("window_14", "paper")))
-    assert str(told.value).endswith(str(log))
-    assert capsys.readouterr().out.count("finished before") == 6
+    command.evidence(config)
+    assert capsys.readouterr().out.count("finished before") == 5
+
+
+def test_where_a_row_cannot_be_made_the_tables_are_written_all_the_same(
+    data: Path, teacher: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EvidenceConfig(data=data, output=tmp_path / "out", teacher=teacher, rows=("paper", "random"))
+    (cache,) = Study(config).preparations()
+    cache.finish()
+    monkeypatch.setitem(PROGRAMS, "python", (sys.executable, "-c", "raise SystemExit('error: no room')"))
+    log = config.output / "paper" / "seed_0" / "training.log"
+    told = f"row paper, seed 0: training ended with code 1 (error: no room); see {log}; 1 more did not end well"
+    with refused(ValueError, f"^{re.escape(told)}$"):
+        command.evidence(config)
+    assert "| `paper` |" in (config.output / "evidence.md").read_text()
+
+
+def test_without_a_teacher_nothing_is_made(
+    data: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROGRAMS, "python", (sys.executable, "-c", "raise SystemExit('error: no room')"))
+    with refused(ValueError, "^the teacher ended with code 1"):
+        command.evidence(EvidenceConfig(data=data, output=tmp_path / "out"))
+    assert not (tmp_path / "out" / "paper").exists()

@@ -105,7 +105,14 @@ class Task:
 
     def _identity(self) -> dict[str, Any]:
         files = [word for word in self.words if (ROOT / word).is_file()]
-        return {"command": shlex.join(self.words), "sha256": {word: file_sha256(ROOT / word) for word in files}}
+        return {"command": shlex.join(self.words), "files": {word: _content(ROOT / word) for word in files}}
+
+
+def _content(path: Path) -> str:
+    """What a file says that a command would notice: a recipe's settings, or the hash of any other file."""
+    if path.suffix != ".yaml":
+        return file_sha256(path)
+    return "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
 
 
 OfSeed = Callable[[str, int], Task]

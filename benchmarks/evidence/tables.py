@@ -114,14 +114,19 @@ def page(study: Study, found: Mapping[str, dict[str, Any]]) -> str:
 
 def _cells(found: Mapping[str, Any]) -> dict[str, str]:
     """A line of a table by column."""
-    seeds = ", ".join(map(str, found["seeds"]))
-    cells = {"row": f"`{found['row']}`", "": found["what"], "seeds": seeds or NOT_RUN}
+    cells = _head(found)
     cells |= {told: _number(found["miou"][prompt]) for prompt, told in PROMPTS.items()}
     cells |= {f"{told} - {BASELINE}": _interval(found, prompt) for prompt, told in PROMPTS.items()}
     gmacs, parameters = found["encoder_gmacs"], found["parameters"]
     cells |= {"AP": _number(found["ap"]), "GMACs, paper's": _number(gmacs["paper"], ".2f")}
     cells |= {"GMACs, all": _number(gmacs["full"], ".2f"), "M parameters": _number(parameters and parameters / M)}
-    return cells | {f"ms, {told}": _number(found["encoder_ms"][name]) for name, told in DEVICES.items()}
+    cells |= {f"ms, {told}": _number(found["encoder_ms"][name]) for name, told in DEVICES.items()}
+    return cells if found["seeds"] else {**dict.fromkeys(cells, NOTHING), **_head(found)}
+
+
+def _head(found: Mapping[str, Any]) -> dict[str, str]:
+    seeds = ", ".join(map(str, found["seeds"]))
+    return {"row": f"`{found['row']}`", "": found["what"], "seeds": seeds or NOT_RUN}
 
 
 def _number(value: float | None, form: str = ".1f") -> str:
