@@ -60,7 +60,7 @@ def _train(training: Training, validation: Validation | None, interrupt: Interru
     if any(processes.gathered(interrupt.received)):  # too late for the table: started again, the run makes it
         raise SystemExit(REQUEUE)
     as_brought = {1.0} if config.freeze == "performance" else set()  # still that SAM: the table shows it
-    ratios = sorted({*config.keep_ratios, *as_brought})
+    ratios = sorted({*config.keep_ratios, *as_brought}) if model.config.routed else [1.0]
     before = training.teacher.to(training.device)
     rows = compare(before, model, validation, keep_ratios=ratios, output=config.output)
     if processes.first:

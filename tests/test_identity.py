@@ -25,7 +25,7 @@ Config = Callable[..., ModelConfig]
 
 OTHER: dict[str, Any] = {
     "holdout": 1, "seed": 1, "teacher_model": "vit_b", "model": "vit_tiny", "image_size": 64, "precision": "bf16",
-    "window": 3, "router_scores": "two_class", "freeze": "performance", "warm_start": "layerwise",
+    "window": 3, "options": ("router_scores=two_class",), "freeze": "performance", "warm_start": "layerwise",
     "warm_start_images": 1, "warm_start_steps": 1, "masks_per_image": 1, "mask_side": 32, "point_sample": 9,
     "prompts": "evs", "correction_rounds": 1, "smallest_crop": 0.5, "flip": True, "distillation_weight": 1.0,
     "distillation_mse": 1.0, "distillation_layers": 1.0, "kd_only_steps": 1, "keep_ratios": (1.0,), "epochs": 1.0,
@@ -111,7 +111,13 @@ def test_a_preset_counts_by_what_it_fills_in(settings: FinetuneConfig) -> None:
     assert changed(identity(settings), identity(paper)) == ["decoder_lr", "drop_path", "encoder_lr", "keep_ratios"]
 
 
+def test_options_count_in_any_order(settings: FinetuneConfig) -> None:
+    one = dataclasses.replace(settings, options=("dim=128", "heads=2"))
+    assert identity(one) == identity(dataclasses.replace(settings, options=("heads=2", "dim=128")))
+
+
 def test_an_identity_survives_json(settings: FinetuneConfig) -> None:
+    settings = dataclasses.replace(settings, options=("keep_ratio=0.5",))
     assert json.loads(json.dumps(identity(settings))) == identity(settings)
 
 

@@ -458,6 +458,26 @@ def test_held_out_photographs_are_measured_on_and_not_trained_on(
     assert table.strip() in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:vit_tiny (starts with evenly|takes prompt)")
+def test_a_dense_student_smaller_than_its_teacher_goes_on_and_is_compared(
+    data: Path, teacher: Path, tmp_path: Path, refused: Refused
+) -> None:
+    narrow = {"model": "vit_tiny", "teacher": teacher, "options": ("dim=16", "heads=1"), "holdout": 2}
+    finetune(config(data, tmp_path / "whole", **narrow))
+    finetune(config(data, tmp_path / "parts", **narrow, max_steps=1))
+    finetune(config(data, tmp_path / "parts", **narrow))
+    whole = tensors(tmp_path / "whole" / MODEL_FILE)
+    assert all(torch.equal(value, whole[name]) for name, value in tensors(tmp_path / "parts" / MODEL_FILE).items())
+    assert load_sam(tmp_path / "parts" / MODEL_FILE).config == override(DENSE, dim=16, heads=1)
+    table = (tmp_path / "whole" / "comparison.md").read_text()
+    assert [line.split("|")[1:4] for line in table.splitlines() if "vit_tiny" in line] == [
+        [" before ", " vit_tiny ", " 1 "],
+        [" after ", " vit_tiny ", " 1 "],
+    ]
+    with refused(ValueError, "holds a run with other settings .*options"):
+        finetune(config(data, tmp_path / "parts", **narrow | {"options": ("dim=32", "layers=2", "global_layers=2")}))
+
+
 # --freeze performance -------------------------------------------------------------------------------------------------
 
 

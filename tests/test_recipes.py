@@ -63,8 +63,7 @@ def config_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
 
 def model_of(config: FinetuneConfig) -> ModelConfig:
     """The model that `config` trains."""
-    given = {name: getattr(config, name) for name in ("window", "image_size", "router_scores")}
-    return model_config(config.model, **{name: value for name, value in given.items() if value is not None})
+    return model_config(config.model, **config.model_overrides)
 
 
 def test_there_are_recipes() -> None:
@@ -80,6 +79,22 @@ def test_every_shipped_recipe_is_read(path: Path) -> None:
 
     run(remember, [str(path), "--data", "data", "--teacher", "sam.pth", "--holdout", "1", "--output", "out"])
     assert len(seen) == 1
+
+
+def test_a_recipe_may_replace_fields_of_the_model(tmp_path: Path) -> None:
+    recipe = tmp_path / "narrow.yaml"
+    recipe.write_text('model: vit_tiny\noptions: [dim=128, heads=2, layers=6, "global_layers=3,6", routers_after=]\n')
+    seen: list[FinetuneConfig] = []
+
+    def remember(config: FinetuneConfig) -> None:
+        seen.append(config)
+
+    named = ["--data", "data", "--output", "out"]
+    run(remember, [str(recipe), *named])
+    run(remember, [*named, "--options", "little_layers=", "--window", "4"])
+    narrow, pruned = map(model_of, seen)
+    assert (narrow.dim, narrow.heads, narrow.layers, narrow.global_layers) == (128, 2, 6, (3, 6))
+    assert (pruned.name, pruned.little_layers, pruned.window) == ("blvit_tiny", (), 4)
 
 
 @every_recipe

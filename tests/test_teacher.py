@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from sam_blvit.data.sources import training_source
 from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
+from sam_blvit.train.inherit import inherit
 from sam_blvit.train.teacher import (
     TEACHER_KEY,
     LiveTeacher,
@@ -29,7 +31,9 @@ from synthetic import write_flat
 
 Build = Callable[[Sam], Sam]
 DECODERS = ("prompt_encoder.", "mask_decoder.")
-pytestmark = pytest.mark.filterwarnings("ignore:.*(fresh and want|takes prompt encoder|positions interpolated)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(fresh and want|starts with evenly|takes prompt encoder|positions interpolated)"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -96,9 +100,9 @@ def test_without_teacher_and_checkpoint_weights_are_fresh() -> None:
     torch.manual_seed(3)
     expected = build_sam(override(MODELS["blvit_tiny"], window=2)).state_dict()
     torch.manual_seed(3)
-    student, teacher = load_student_and_teacher(config(window=2))
+    student, teacher = load_student_and_teacher(config(window=2, options=("keep_ratio=0.5",)))
     assert teacher is None
-    assert student.config == override(MODELS["blvit_tiny"], window=2)
+    assert student.config == override(MODELS["blvit_tiny"], window=2, keep_ratio=0.5)
     assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
 
 
@@ -119,10 +123,11 @@ def test_a_student_starts_from_its_teacher(teacher: Path) -> None:
 
 
 def test_settings_of_the_run_are_the_students(teacher: Path) -> None:
-    settings = config(teacher=teacher, window=2, image_size=96, router_scores="two_class")
+    settings = config(teacher=teacher, window=2, image_size=96, options=("router_scores=two_class", "keep_ratio=0.5"))
     student, its_teacher = load_student_and_teacher(settings)
     assert its_teacher is not None
-    assert (student.config.window, student.config.image_size, student.config.router_scores) == (2, 96, "two_class")
+    changed = {"window": 2, "image_size": 96, "router_scores": "two_class", "keep_ratio": 0.5}
+    assert student.config == override(MODELS["blvit_tiny"], **changed)
     assert (its_teacher.config.window, its_teacher.config.image_size) == (4, 96)
 
 
@@ -203,14 +208,63 @@ def test_a_student_of_a_teacher_of_another_size_keeps_its_own_decoder(
 
 
 def test_a_teacher_of_another_size_wants_a_checkpoint_beside_it(large: Path, refused: Callable[..., Any]) -> None:
-    with refused(ValueError, "teacher_model=vit_h is of another size .*a checkpoint of vit_tiny or blvit_tiny"):
+    with refused(ValueError, "blvit_tiny is of another size than teacher vit_h .*name weights of its own size with ch"):
         load_student_and_teacher(config(teacher=large, teacher_model="vit_h"))
 
 
 def test_tokens_of_another_size_cannot_be_matched(teacher: Path, large: Path, refused: Callable[..., Any]) -> None:
     settings = config(teacher=large, teacher_model="vit_h", checkpoint=teacher, distillation_layers=1.0)
-    with refused(ValueError, "distillation_layers=1.0: tokens of vit_h have another size than those of blvit_tiny"):
+    with refused(ValueError, "distillation_layers=1.0: tokens of vit_h have another size than those of the student"):
         load_student_and_teacher(settings)
+
+
+# a student smaller than its teacher ---------------------------------------------------------------------------------
+
+NARROW = ("dim=16", "heads=1")
+SHALLOW = ("layers=2", "global_layers=2")
+
+
+@pytest.mark.parametrize("options", [NARROW, SHALLOW, (*NARROW, *SHALLOW)])
+def test_a_smaller_student_starts_with_a_part_of_its_teacher(teacher: Path, options: tuple[str, ...]) -> None:
+    settings = config(model="vit_tiny", teacher=teacher, options=options)
+    with pytest.warns(UserWarning, match="starts with evenly") as said:
+        student, its_teacher = load_student_and_teacher(settings)
+    assert its_teacher is not None
+    assert its_teacher.config == MODELS["vit_tiny"]
+    assert student.config == override(MODELS["vit_tiny"], **settings.model_overrides)
+    assert equal(student, its_teacher, (*DECODERS, "image_encoder.neck.1"))
+    expected = build_sam(student.config)
+    inherit(expected, its_teacher)
+    assert equal(student, expected, ("image_encoder.",))
+    started, taken = (str(warning.message) for warning in said)
+    assert started == f"vit_tiny starts with evenly spaced channels, heads and layers of teacher {teacher} (vit_tiny)"
+    assert taken.startswith("vit_tiny takes prompt encoder and mask decoder of teacher")
+
+
+def test_a_smaller_routed_student_says_what_is_fresh(teacher: Path) -> None:
+    with pytest.warns(UserWarning, match="its routers and efficiency blocks are fresh"):
+        student, its_teacher = load_student_and_teacher(config(teacher=teacher, options=NARROW))
+    assert its_teacher is not None
+    assert (student.config.routed, student.config.dim, its_teacher.config.dim) == (True, 16, 32)
+
+
+def test_a_smaller_student_goes_on_from_its_own_checkpoint(tmp_path: Path, teacher: Path, randomize: Build) -> None:
+    settings = config(model="vit_tiny", teacher=teacher, options=NARROW)
+    before = randomize(build_sam(override(MODELS["vit_tiny"], dim=16, heads=1)))
+    path = saved(before, tmp_path / "narrow.safetensors", **{TEACHER_KEY: file_sha256(teacher)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student, _ = load_student_and_teacher(dataclasses.replace(settings, checkpoint=path))
+    assert equal(student, before, ("",))
+
+
+def test_what_only_a_student_of_the_teachers_size_can_have_is_refused_a_smaller_one(
+    teacher: Path, refused: Callable[..., Any]
+) -> None:
+    with refused(ValueError, "distillation_layers=1.0: tokens of vit_tiny have another size than those of the student"):
+        load_student_and_teacher(config(teacher=teacher, options=NARROW, distillation_layers=1.0))
+    with refused(ValueError, "freeze=performance keeps the SAM inside as it is"):
+        load_student_and_teacher(config(teacher=teacher, options=NARROW, freeze="performance"))
 
 
 # targets ------------------------------------------------------------------------------------------------------------

@@ -52,8 +52,9 @@ def macs_chart(groups: Sequence[Group], caption: Sequence[str]) -> str:
 
 @rc_context(STYLE)
 def scale_chart(groups: Sequence[Group], axis: str, caption: Sequence[str]) -> str:
-    """Milliseconds and peak memory of the encoder along the `axis` (side, batch, threads or aspect) of all cells: a line for
-    each model and set of the other circumstances. What was not measured is a cross at the top; the caption says why."""
+    """Milliseconds and peak memory of the encoder along the `axis` (side, batch, threads or aspect) of all cells: a line
+    for each model and set of the other circumstances. What was not measured is a cross at the top; the caption says
+    why."""
     rows = [row for group in groups for row in group.rows if getattr(row.cell, axis) is not None]
     lines: dict[str, list[Row]] = {}
     for row, label in zip(rows, labels(rows, but=axis), strict=True):

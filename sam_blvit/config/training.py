@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from sam_blvit.config.commands import DEVICES, check_seed
-from sam_blvit.config.model import MODELS, PATCH_SIZE, check_keep_ratio
+from sam_blvit.config.model import check_keep_ratio, model_config
+from sam_blvit.config.options import parse_options
 
 SAME = "same"
-"""As a teacher's name: the dense model of the student's own size."""
+"""As a teacher's name: the dense model of the size of the registry's student, whatever options make of that."""
 TRAINING_CHOICES = {
     "device": DEVICES,
     "freeze": ("none", "performance"),
     "precision": ("fp32", "bf16"),
     "preset": ("default", "paper"),
     "prompts": ("mixed", "sam11", "evs"),
-    "router_scores": ("window", "two_class"),
     "sharding": ("ddp", "fsdp"),
     "unit": ("tar", "image"),
     "warm_start": ("none", "layerwise"),
@@ -83,7 +83,7 @@ class TeacherConfig(TrainingDataConfig):
     teacher: Path | None = None
     """Checkpoint of the SAM whose image embeddings are to be matched. Default: none, the mask loss alone."""
     teacher_model: str = SAME
-    """Registry name of the teacher; same: the dense model of the student's size."""
+    """Registry name of the teacher; same: the dense model of the size of `model`."""
     model: str = "blvit_tiny"
     """Registry name of the model to train."""
     image_size: int | None = None
@@ -162,8 +162,9 @@ class FinetuneConfig(TeacherConfig):
     """The SAM that `checkpoint` was trained for, if that is an adapter."""
     window: int | None = None
     """Side of a window, tokens; 14 pads as SAM does, and makes keep ratio 1 SAM itself. Default: the model's own."""
-    router_scores: str | None = None
-    """window (softmax over the tokens of a window) or two_class (each token on its own). Default: the model's own."""
+    options: tuple[str, ...] = ()
+    """Fields of the model to replace, NAME=VALUE each, as in primary_keys=pooled or dim=128; recorded in the
+    checkpoint."""
     freeze: str = "none"
     """performance: train efficiency blocks, routers, alpha and gamma alone. The SAM inside stays what it was, bit for
     bit, and an adapter is saved instead of a whole model."""
@@ -315,6 +316,12 @@ class FinetuneConfig(TeacherConfig):
         """Whether there is anything to validate with."""
         return bool(self.holdout) or self.val_manifest is not None or self.val_annotations is not None
 
+    @property
+    def model_overrides(self) -> dict[str, object]:
+        """Fields of the model that this run replaces."""
+        given = {"window": self.window, "image_size": self.image_size}
+        return {name: value for name, value in given.items() if value is not None} | parse_options(self.options)
+
     def _check_ranges(self) -> None:
         if self.resume not in ("auto", "never"):
             raise ValueError(f"resume={self.resume!r} is not one of auto, never")
@@ -390,18 +397,17 @@ class FinetuneConfig(TeacherConfig):
         """What the model has to have, and to start from."""
         if self.base is not None and self.checkpoint is None:
             raise ValueError(f"base={self.base}: no effect without an adapter above it; name that with checkpoint")
-        model = MODELS.get(self.model)
-        routing = {"warm_start": "none", "freeze": "none", "router_scores": None, "listwise_weight": 0}
-        idle = [name for name, off in routing.items() if getattr(self, name) != off]
-        if model is not None and not model.routed and idle:
-            raise ValueError(f"{', '.join(idle)}: no effect, {self.model} is dense; name a big.LITTLE model with model")
-        image_size = self.image_size or (model.image_size if model is not None else None)
-        if self.window is not None and image_size is not None and self.window > image_size // PATCH_SIZE:
-            raise ValueError(
-                f"window={self.window} is more than the {image_size // PATCH_SIZE} tokens along a side of {self.model} "
-                f"at image_size={image_size}; name a smaller window or a larger image_size"
-            )
+        model = model_config(self.model, **self.model_overrides)
         wanting = [name for name in ("warm_start", "freeze") if getattr(self, name) != "none"]
+        if not model.routed and (idle := [*wanting, *(["listwise_weight"] if self.listwise_weight else [])]):
+            raise ValueError(f"{', '.join(idle)}: no effect, {self.model} is dense; name a big.LITTLE model with model")
+        if self.listwise_weight and model.router != "learned":
+            raise ValueError(f"listwise_weight={self.listwise_weight}: no effect with router={model.router}")
+        if self.window is not None and self.window > model.grid:
+            raise ValueError(
+                f"window={self.window} is more than the {model.grid} tokens along a side of {self.model} "
+                f"at image_size={model.image_size}; name a smaller window or a larger image_size"
+            )
         if wanting and self.teacher is None and self.checkpoint is None:
             raise ValueError(f"{', '.join(wanting)}: wants a trained SAM to start from; name teacher or checkpoint")
 

@@ -34,7 +34,8 @@ def run_identity(config: FinetuneConfig, source: Source) -> dict[str, Any]:
     base = config.base or config.checkpoint or config.teacher
     if config.freeze == "performance" and base is not None:
         hashes[BASE_KEY] = base_sha256(base)
-    return {**settings, "keep_ratios": list(config.keep_ratios or ()), **hashes, "data_sha256": identity(source)}
+    lists = {"keep_ratios": list(config.keep_ratios or ()), "options": sorted(config.options)}
+    return {**settings, **lists, **hashes, "data_sha256": identity(source)}
 
 
 def run_origin(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:

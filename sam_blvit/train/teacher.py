@@ -25,6 +25,7 @@ from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.embeddings import KeptEmbeddings
+from sam_blvit.train.inherit import inherit
 
 TEACHER_KEY = "teacher_sha256"
 """In the metadata of a student's checkpoint: the hash of the file of the teacher it was distilled from."""
@@ -112,21 +113,39 @@ def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | None]:
 
     ValueError, one line, where teacher and student do not belong together.
     """
-    given = {name: getattr(config, name) for name in ("window", "image_size", "router_scores")}
-    overrides = {name: value for name, value in given.items() if value is not None}
+    overrides = config.model_overrides
+    model = model_config(config.model, **overrides)
     if config.teacher is None and config.checkpoint is None:
-        return build_sam(model_config(config.model, **overrides)), None
+        return build_sam(model), None
     if config.teacher is None:
         return build_from_registry(config.model, config.checkpoint, base=config.base, **overrides), None
-    _check_sizes(config)
+    if config.checkpoint is None and not _same_size(model, model_config(teacher_model(config))):
+        return _inheriting(config, model)
     start = config.checkpoint or config.teacher
     student = build_from_registry(config.model, start, base=config.base, **overrides)
     teacher = load_teacher(config, student.config.image_size)
+    _check_features(student, teacher, config)
     if read_metadata(start).get(TEACHER_KEY) != file_sha256(config.teacher):  # else it is a student of that teacher
         if _same_size(student.config, teacher.config):
             _check_same_decoder(student, teacher, config)
         else:
             _take_decoder(student, teacher, config)
+    return student, teacher
+
+
+def _inheriting(config: FinetuneConfig, model: ModelConfig) -> tuple[Sam, Sam]:
+    """A student `model` smaller than its teacher, which starts with a part of it, and that teacher."""
+    teacher = load_teacher(config, model.image_size)
+    student = build_sam(model)
+    _check_features(student, teacher, config)
+    inherit(student, teacher)
+    fresh = "; its routers and efficiency blocks are fresh" if model.routed else ""
+    warnings.warn(
+        f"{config.model} starts with evenly spaced channels, heads and layers of teacher {config.teacher} "
+        f"({teacher.config.name}){fresh}",
+        stacklevel=3,
+    )
+    _take_decoder(student, teacher, config)
     return student, teacher
 
 
@@ -137,7 +156,7 @@ def load_teacher(config: TeacherConfig, image_size: int) -> Sam:
 
 
 def teacher_model(config: TeacherConfig) -> str:
-    """Registry name of the teacher: same stands for the dense model of the student's size."""
+    """Registry name of the teacher: same stands for the dense model of the size of the registry's student."""
     if config.teacher_model != SAME:
         return config.teacher_model
     student = model_config(config.model)
@@ -150,21 +169,12 @@ def _same_size(one: ModelConfig, other: ModelConfig) -> bool:
     return (one.dim, one.heads, one.layers) == (other.dim, other.heads, other.layers)
 
 
-def _check_sizes(config: FinetuneConfig) -> None:
-    """A teacher of another size has no performance blocks to give, nor tokens to compare with."""
-    name, student = teacher_model(config), model_config(config.model)
-    if _same_size(model_config(name), student):
-        return
-    if config.checkpoint is None:
-        own = teacher_model(TeacherConfig(data=config.data, model=config.model))
+def _check_features(student: Sam, teacher: Sam, config: FinetuneConfig) -> None:
+    """A teacher of another size has no tokens to compare with."""
+    if config.distillation_layers and not _same_size(student.config, teacher.config):
         raise ValueError(
-            f"teacher_model={name} is of another size than {config.model}, whose performance blocks and neck want "
-            f"weights: name a checkpoint of {own} or {config.model} with checkpoint"
-        )
-    if config.distillation_layers:
-        raise ValueError(
-            f"distillation_layers={config.distillation_layers}: tokens of {name} have another size than those of "
-            f"{config.model}; leave it out, or name a teacher of the student's size"
+            f"distillation_layers={config.distillation_layers}: tokens of {teacher.config.name} have another size than "
+            "those of the student; leave it out, or name a teacher of the student's size"
         )
 
 
@@ -182,9 +192,8 @@ def _take_decoder(student: Sam, teacher: Sam, config: FinetuneConfig) -> None:
     """Give `student` the teacher's prompt encoder and mask decoder, saying so."""
     if config.freeze != "none":
         raise ValueError(
-            f"freeze={config.freeze} keeps the SAM of {config.checkpoint} as it is, decoder and all, but teacher "
-            f"{config.teacher} ({teacher.config.name}) brings its own; leave out freeze, or name a teacher of the "
-            "student's size"
+            f"freeze={config.freeze} keeps the SAM inside as it is, decoder and all, but teacher {config.teacher} "
+            f"({teacher.config.name}) brings its own; leave out freeze, or name a teacher of the student's size"
         )
     theirs = {name: value for name, value in teacher.state_dict().items() if not name.startswith(ENCODER)}
     student.load_state_dict(theirs, strict=False)  # all but the encoder

@@ -44,7 +44,10 @@ class LayerInputs:
     @torch.no_grad()
     def enter(self, block: Block, *, is_global: bool, little_is_global: bool) -> None:
         """Look at `block`, image by image."""
-        scopes = {True: GlobalScope(self.layout, self.x.device), False: WindowScope(self.layout, self.x.device)}
+        scopes: dict[bool, Scope] = {
+            True: GlobalScope(self.layout, self.x.device),
+            False: WindowScope(self.layout, self.x.device),
+        }
         scope, self.little_scope = scopes[is_global], scopes[little_is_global]
         with self._autocast():
             for i in range(len(self.x)):
