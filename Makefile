@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS = $(shell $(BIN)/python -c "import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / 'data')")
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test evidence soak lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/sam-blvit segment $(PHOTOS)/coffee.png --box 160,15,420,300 --show-routing --output demo
@@ -15,6 +15,11 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+evidence: $(VENV)/installed
+	$(if $(DATA),,$(error DATA is not given; name the directory that has real_train and real_eval: make evidence DATA=DIR))
+	$(BIN)/python -m benchmarks.evidence --data $(DATA) --output runs/evidence
+	@echo "The tables are in runs/evidence/evidence.md; docs/evidence.md says how to make more of them"
 
 soak: $(VENV)/installed-dev
 	KILLS=30 $(BIN)/python -m pytest -s tests/test_finetune.py -k random_moments

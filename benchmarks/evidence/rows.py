@@ -1,0 +1,142 @@
+"""The study as data: every row, the tables they make, and the sizes in which all of them are made.
+
+What makes a row is in its recipe, configs/evidence/*.yaml, and in its settings here, which win; what all rows share is
+in `ALL`, `STUDENT` and their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BASELINE = "dense"
+"""The row that others are compared with."""
+Settings = Mapping[str, Any]
+"""Flags of a command by name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model to be trained."""
+
+    what: str
+    """In a few words."""
+    recipe: str | None = None
+    """Name of its file in configs/evidence. Default: the row's own."""
+    settings: Settings = field(default_factory=dict)
+    """What differs from the recipe."""
+    start: str = "distilled"
+    """distilled: from the teacher, which it is to match; continued: from the teacher's weights; scratch."""
+
+
+FRESH = {"encoder_lr": 5e-4, "decoder_lr": 5e-4, "prompt_lr": 5e-4}
+"""Rates of a SAM that has not learnt anything."""
+ROWS = {
+    BASELINE: Row("the teacher, trained on", start="continued"),
+    "narrow": Row("dense, 128 channels of 192"),
+    "shallow": Row("dense, 6 layers of 12"),
+    "paper": Row("big.LITTLE as the paper has it, keep .25"),
+    "evit": Row("pruned as by EViT, keep .5"),
+    "evo_vit": Row("pruned as by Evo-ViT, keep .5"),
+    "evit_undistilled": Row("the same without distillation", "evit", start="continued"),
+    "evo_vit_undistilled": Row("the same without distillation", "evo_vit", start="continued"),
+    "without_little": Row("without efficiency blocks"),
+    "random": Row("router: random"),
+    "primary_keys": Row("primary tokens the only keys"),
+    "undistilled": Row("without distillation", "paper", start="continued"),
+    "unscaled": Row("score scaling off", "paper", {"options": ("score_scaling=false",)}),
+    "scratch": Row("from scratch, without distillation", "paper", FRESH, start="scratch"),
+    "two_class": Row("router: a two-class softmax", "paper", {"options": ("router_scores=two_class",)}),
+    "window_14": Row("windows of 14, padded", "paper", {"window": 14}),
+    "pooled": Row("keys: primary tokens and 4 x 4 means"),
+    "windowed": Row("the same, E-attention windowed"),
+    "listwise": Row("a listwise loss for routers"),
+    "lambda_1": Row("distillation weight 1", "paper", {"distillation_weight": 1}),
+    "lambda_5": Row("distillation weight 5", "paper", {"distillation_weight": 5}),
+    "lambda_10": Row("distillation weight 10", "paper", {"distillation_weight": 10}),
+    "keep_500": Row("keep .5", "paper", {"keep_ratios": 0.5, "options": ("keep_ratio=0.5",)}),
+    "keep_375": Row("keep .375", "paper", {"keep_ratios": 0.375, "options": ("keep_ratio=0.375",)}),
+    "keep_125": Row("keep .125", "paper", {"keep_ratios": 0.125, "options": ("keep_ratio=0.125",)}),
+    "sampled": Row("keep ratio drawn each step, measured at .25"),
+}
+TABLES = {
+    "Table 2: against dense encoders and token pruning": (
+        *(BASELINE, "narrow", "shallow", "paper", "evit", "evo_vit", "evit_undistilled", "evo_vit_undistilled"),
+    ),
+    "Table 3: what each part brings": (
+        *(BASELINE, "paper", "without_little", "random", "primary_keys", "undistilled"),
+        *("unscaled", "scratch", "two_class", "window_14"),
+    ),
+    "Past the paper": (BASELINE, "paper", "pooled", "windowed", "listwise"),
+    "Table 4: weight of distillation": ("undistilled", "lambda_1", "paper", "lambda_5", "lambda_10"),
+    "Table 5: keep ratio": ("keep_500", "keep_375", "paper", "keep_125", "sampled"),
+}
+DIAL_ROWS = ("paper", "sampled")
+"""Rows whose curve along the keep ratio is measured."""
+DIAL = (0.0, 0.125, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large the study is: all that its rows share."""
+
+    rows: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    """Of training."""
+    prompt_seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the prompts that a model is measured with."""
+    teacher_steps: int
+    steps: int
+    alone: float
+    """Share of the steps, at the start, in which students learn from the teacher's embedding alone."""
+    cached: bool
+    """Whether the teacher's embeddings are computed once for all rows; then photographs are seen as they are."""
+    dial: bool = False
+    """Whether the dial's curve is measured."""
+    settings: Settings
+    """Of every training."""
+
+
+ALL: Settings = {"drop_path": 0.0, "precision": "bf16"}
+"""Settings of every training in every size."""
+STUDENT: Settings = {"lr": 1e-3, "encoder_lr": 2e-4, "decoder_lr": 4e-4, "warmup_steps": 20}
+"""Settings of every row in every size."""
+SIZES = {
+    "reduced": Size(
+        rows=(BASELINE, "narrow", "paper", "random", "evit", "pooled"),
+        prompt_seeds=(0,),
+        teacher_steps=20,
+        steps=10,
+        alone=0.5,
+        cached=True,
+        settings={
+            **{"image_size": 128, "mask_side": 64, "batch_size": 4, "masks_per_image": 4},
+            **{"correction_rounds": 0, "workers": 1},
+        },
+    ),
+    "cpu": Size(
+        rows=(BASELINE, "narrow", "paper", "random", "pooled", "windowed", "listwise"),
+        teacher_steps=2000,
+        steps=600,
+        alone=0.7,
+        cached=True,
+        settings={
+            **{"image_size": 256, "mask_side": 128, "batch_size": 8, "masks_per_image": 8},
+            **{"correction_rounds": 0, "workers": 1, "checkpoint_every": 100},
+        },
+    ),
+    "gpu": Size(
+        rows=tuple(ROWS),
+        seeds=(0, 1),
+        teacher_steps=12000,
+        steps=3000,
+        alone=0.2,
+        cached=False,
+        dial=True,
+        settings={
+            **{"image_size": 512, "mask_side": 256, "batch_size": 8, "masks_per_image": 16},
+            **{"flip": True, "smallest_crop": 0.5, "workers": 2, "checkpoint_every": 250},
+        },
+    ),
+}
