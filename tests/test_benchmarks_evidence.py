@@ -116,7 +116,9 @@ def test_every_training_is_accepted_and_its_model_builds(
     with torch.device("meta"):
         sam = build_sam(model_of(config))
     assert sam.config.image_size == SIZES[size].settings["image_size"]
-    assert (config.seed, config.schedule_steps) == (1, SIZES[size].steps)
+    steps, alone = SIZES[size].steps, round(SIZES[size].alone * SIZES[size].steps)
+    assert (config.seed, config.schedule_steps) == (1, steps - alone if row == BASELINE else steps)
+    assert config.kd_only_steps in (0, alone)
     assert 0 <= config.kd_only_steps < SIZES[size].steps
     kept = {sam.config.keep_ratio} if sam.config.routed and row != "sampled" else set(config.keep_ratios)
     assert set(config.keep_ratios) == kept, "measured at a keep ratio that it was not trained for"
@@ -127,10 +129,11 @@ def test_all_rows_of_a_size_share_steps_photographs_and_start(
     size: str, study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    shared = ("image_size", "mask_side", "batch_size", "masks_per_image", "correction_rounds", "schedule_steps", "seed")
-    shared += ("warmup_steps", "precision", "drop_path", "flip", "smallest_crop", "exclude", "lr")
+    shared = ("image_size", "mask_side", "batch_size", "masks_per_image", "correction_rounds", "seed", "warmup_steps")
+    shared += ("precision", "drop_path", "flip", "smallest_crop", "exclude", "lr")
     found = {row: config_of(study(size=size).training(row, 0), FinetuneConfig) for row in SIZES[size].rows}
     assert len({tuple(getattr(config, name) for name in shared) for config in found.values()}) == 1
+    assert len({config.schedule_steps for row, config in found.items() if row != BASELINE}) == 1
     starts = {row: config.teacher or config.checkpoint for row, config in found.items()}
     assert {row for row, start in starts.items() if start is None} <= {"scratch"}
     assert len(set(starts.values()) - {None}) == 1
@@ -143,7 +146,7 @@ def test_rows_are_what_they_are_called(study: Callable[..., Study], monkeypatch:
     paper = model_config("blvit_tiny")
     assert not models["dense"].routed
     assert (models["narrow"].dim, models["narrow"].layers) == (128, 12)
-    assert (models["shallow"].dim, models["shallow"].layers, models["shallow"].global_layers) == (192, 6, (3, 6))
+    assert (models["shallow"].dim, models["shallow"].layers, models["shallow"].global_layers) == (192, 8, (3, 6, 8))
     assert models["paper"].primary_keys == "all"
     assert models["paper"].router_scores == "window"
     assert models["evit"].pool == models["evo_vit"].pool == paper.window

@@ -13,9 +13,10 @@ from segment_anything import modeling as sa
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import VARIANTS
 from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
 from sam_blvit.measure import flops as module
-from sam_blvit.measure.flops import G, MacCount, count_macs, flops, sam_macs
+from sam_blvit.measure.flops import G, MacCount, Macs, count_macs, flops, sam_macs
 from sam_blvit.model.build import build_sam
 
 Tiny = Callable[..., ModelConfig]
@@ -39,6 +40,21 @@ def test_dense_encoders_cost_what_others_publish_with_attention_products(name: s
 @pytest.mark.parametrize(("name", "low", "high"), [("blvit_b_t", 210.4, 210.9), ("blvit_h_b", 1952.5, 1953.5)])
 def test_big_little_models_cost_what_the_design_expects(name: str, low: float, high: float) -> None:
     assert low < counted(name).total.paper / G < high
+
+
+def test_every_variant_costs_what_it_has(tiny: Tiny) -> None:
+    counts = {name: count_macs(tiny(**fields)) for name, fields in VARIANTS.items()}
+    theirs = count_macs(tiny())
+    performance, efficiency = ("performance blocks", "efficiency blocks")
+    assert counts["unscaled"].parts == counts["two_class"].parts == theirs.parts
+    assert counts["random"].parts == {**theirs.parts, "routers": Macs(0, 0)}
+    for name in ("without_little", "evit", "evo_vit"):
+        assert counts[name].parts[efficiency] == Macs(0, 0)
+    for name in ("primary_keys", "pooled_keys", "evit"):
+        assert counts[name].parts[performance].paper < theirs.parts[performance].paper
+    assert counts["evit"].parts[performance].full < counts["evo_vit"].parts[performance].full
+    assert counts["little_windowed"].parts[efficiency].full < theirs.parts[efficiency].full
+    assert counts["little_windowed"].parts[performance] == theirs.parts[performance]
 
 
 def test_the_decoder_costs_what_thop_counts() -> None:

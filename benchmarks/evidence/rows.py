@@ -35,7 +35,7 @@ FRESH = {"encoder_lr": 5e-4, "decoder_lr": 5e-4, "prompt_lr": 5e-4}
 ROWS = {
     BASELINE: Row("the teacher, trained on", start="continued"),
     "narrow": Row("dense, 128 channels of 192"),
-    "shallow": Row("dense, 6 layers of 12"),
+    "shallow": Row("dense, 8 layers of 12"),
     "paper": Row("big.LITTLE as the paper has it, keep .25"),
     "evit": Row("pruned as by EViT, keep .5"),
     "evo_vit": Row("pruned as by Evo-ViT, keep .5"),
@@ -116,10 +116,11 @@ SIZES = {
         },
     ),
     "cpu": Size(
-        rows=(BASELINE, "narrow", "paper", "random", "pooled", "windowed", "listwise"),
+        rows=(BASELINE, "narrow", "paper", "random", "shallow", "pooled", "windowed", "listwise"),
+        prompt_seeds=(0,),
         teacher_steps=2000,
-        steps=600,
-        alone=0.7,
+        steps=400,
+        alone=0.8,
         cached=True,
         settings={
             **{"image_size": 256, "mask_side": 128, "batch_size": 8, "masks_per_image": 8},

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.evidence.rows import ALL, DIAL, DIAL_ROWS, ROWS, SIZES, STUDENT, Settings
+from benchmarks.evidence.rows import ALL, BASELINE, DIAL, DIAL_ROWS, ROWS, SIZES, STUDENT, Settings
 from sam_blvit.config.commands import check_seed
 from sam_blvit.evaluate.runs import read_json
 from sam_blvit.files import file_sha256, write_json
@@ -144,11 +144,14 @@ class Study:
     def training(self, name: str, seed: int) -> Task:
         """The training of row `name`."""
         row, teacher = ROWS[name], _named(self.teacher)
+        alone = round(self.size.alone * self.steps)
         settings: dict[str, Any] = {"schedule_steps": self.steps, "seed": seed}
         if row.start == "continued":
             settings["checkpoint"] = teacher
+            if name == BASELINE:  # it has the embedding that the others learn alone at first
+                settings["schedule_steps"] = max(1, self.steps - alone)
         elif row.start == "distilled":
-            settings |= {"teacher": teacher, "kd_only_steps": round(self.size.alone * self.steps)}
+            settings |= {"teacher": teacher, "kd_only_steps": alone}
             settings |= {"teacher_cache": _named(self._cache)} if self.size.cached else {}
         settings = {**STUDENT, **settings, **row.settings}
         return self._training(_told(name, seed, "training"), row.recipe or name, settings, self._place(name, seed))

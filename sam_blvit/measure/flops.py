@@ -37,12 +37,13 @@ FLOP_PER_MAC = 2
 
 ENCODER_PARTS = {
     "patch embedding": r"ImageEncoder\.patch_embed",
-    "performance blocks": r"ImageEncoder\.blocks\.\d+\.(norm1|attn|norm2|mlp)",
+    "performance blocks": r"ImageEncoder\.blocks\.\d+",  # what routing multiplies belongs to them
     "efficiency blocks": r"ImageEncoder\.blocks\.\d+\.little\.(norm1|attn|norm2|mlp)",
     "routers": r"ImageEncoder\.routers\.\d+",
     "neck": r"ImageEncoder\.neck",
 }
-"""Parts of the encoder, and the modules that make each up."""
+"""Parts of the encoder, and the modules that make each up; efficiency blocks, which lie in the others, are taken out of
+them."""
 PARTS = {
     **ENCODER_PARTS,
     "prompt encoder": r"PromptEncoder(\.pe_layer)?",  # the image's positions are asked for outside `forward`
@@ -206,6 +207,8 @@ def _by_part(paper: FlopCounterMode, full: FlopCounterMode) -> dict[str, Macs]:
         name: Macs(0 if name == LAYERLESS else _macs(paper, pattern), _macs(full, pattern))
         for name, pattern in PARTS.items()
     }
+    whole, little = parts["performance blocks"], parts["efficiency blocks"]
+    parts["performance blocks"] = Macs(whole.paper - little.paper, whole.full - little.full)
     counted = sum(macs.full for macs in parts.values())
     assert counted * FLOP_PER_MAC == full.get_total_flops(), "a module belongs to no part, or to two"
     return parts
