@@ -15,6 +15,7 @@ from sam_blvit.config.model import (
     model_config,
     override,
 )
+from sam_blvit.config.options import parse_options
 from sam_blvit.config.training import (
     PRESETS,
     SAME,
@@ -55,4 +56,5 @@ __all__ = [
     "check_seed",
     "model_config",
     "override",
+    "parse_options",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam_blvit.config.model import check_keep_ratio
+from sam_blvit.config.options import parse_options
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -87,12 +88,15 @@ class FlopsConfig:
 
     keep_ratio: float | None = None
     """Share of the tokens that performance blocks update, 0 to 1. Default: each model's own."""
+    options: tuple[str, ...] = ()
+    """Fields of the models to replace, NAME=VALUE each, as in primary_keys=pooled."""
     json: bool = False
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None:
             check_keep_ratio(self.keep_ratio)
+        parse_options(self.options)
 
 
 def check_seed(seed: int) -> None:

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
+from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config, parse_options
 from sam_blvit.model.attend import attention_way
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.decoder import decode_originally
@@ -127,7 +127,7 @@ def flops(models: tuple[str, ...], config: FlopsConfig) -> str:
     A keep ratio in `config` is for big.LITTLE models; a dense model's is 1 whatever is asked. ValueError for an
     unknown name.
     """
-    named = [model_config(name) for name in models or MODELS]
+    named = [model_config(name, **parse_options(config.options)) for name in models or MODELS]
     if config.keep_ratio is not None:
         named = [dataclasses.replace(model, keep_ratio=config.keep_ratio) for model in named]
     counts = [count_macs(model) for model in named]
