@@ -231,12 +231,13 @@ def test_a_keep_ratio_is_for_big_little_models_alone() -> None:
 def test_options_replace_fields_of_the_models() -> None:
     (alone,) = json.loads(flops(("blvit_tiny",), FlopsConfig(json=True, options=("little_layers=",))))
     assert alone["parts"]["efficiency blocks"] == {"paper_gmacs": 0, "full_gmacs": 0}
-    with pytest.raises(ValueError, match="pool=3 does not divide window=8"):
+    with pytest.raises(ValueError, match="pool=3 does not divide window=4"):
         flops(("blvit_tiny",), FlopsConfig(options=("primary_keys=pooled", "pool=3")))
     with pytest.raises(ValueError, match="names no field of a model"):
         FlopsConfig(options=("keys=pooled",))
 
 
+@pytest.mark.usefixtures("small_registry")
 def test_the_table_has_two_aligned_lines_a_model() -> None:
     header, *rows = flops((), FlopsConfig()).split("\n\n")[0].splitlines()
     assert [row.split()[0] for row in rows] == ["vit_tiny", "full", "blvit_tiny", "full"]
