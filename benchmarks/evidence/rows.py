@@ -116,10 +116,10 @@ SIZES = {
         },
     ),
     "cpu": Size(
-        rows=(BASELINE, "narrow", "paper", "random", "shallow", "pooled", "windowed", "listwise"),
+        rows=(BASELINE, "paper", "narrow", "random", "shallow", "pooled", "windowed", "listwise", "sampled"),
         prompt_seeds=(0,),
         teacher_steps=2000,
-        steps=400,
+        steps=320,
         alone=0.8,
         cached=True,
         settings={
