@@ -94,6 +94,9 @@ class ModelConfig:
             raise ValueError(f"image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}")
         if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"window={self.window!r} is not a positive whole number of tokens")
+        for name in ("dim", "heads", "layers", "rel_pos_window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not a positive number")
         for name in ("global_layers", "routers_after", "little_layers"):
             if beyond := [layer for layer in getattr(self, name) if not 1 <= layer <= self.layers]:
                 raise ValueError(f"{name} names layer {beyond[0]}; {self.name} has layers 1 to {self.layers}")

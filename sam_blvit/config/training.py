@@ -203,8 +203,8 @@ class FinetuneConfig(TeacherConfig):
     """Weight of a distillation loss on the tokens after each global layer but the last; wants a teacher of the
     student's size."""
     listwise_weight: float = 0.0
-    """Weight of a loss that tells each router which tokens gain most by the performance block; costs another pass of
-    the encoder without a gradient."""
+    """Weight of a loss that tells each router, and the layers before it, which tokens gain most by the performance block;
+    costs another pass of the encoder without a gradient."""
     kd_only_steps: int = 0
     """Steps at the start with the distillation losses alone."""
     keep_ratios: tuple[float, ...] | None = None
@@ -401,6 +401,10 @@ class FinetuneConfig(TeacherConfig):
         wanting = [name for name in ("warm_start", "freeze") if getattr(self, name) != "none"]
         if not model.routed and (idle := [*wanting, *(["listwise_weight"] if self.listwise_weight else [])]):
             raise ValueError(f"{', '.join(idle)}: no effect, {self.model} is dense; name a big.LITTLE model with model")
+        if self.warm_start != "none" and not model.little_layers:
+            raise ValueError(
+                f"warm_start={self.warm_start}: no effect, the model has no efficiency blocks; leave it out"
+            )
         if self.listwise_weight and model.router != "learned":
             raise ValueError(f"listwise_weight={self.listwise_weight}: no effect with router={model.router}")
         if self.window is not None and self.window > model.grid:

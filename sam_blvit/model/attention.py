@@ -52,7 +52,8 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _to_rows(self, x: Tensor, grid: TokenGrid, queries: Tensor, summary: Summary) -> Tensor:
-        (images, windows), slots = summary.weights.shape[:2], summary.weights.shape[-1]
+        images, windows = summary.slots.shape[:2]
+        slots = x.shape[0] * x.shape[1] // (images * windows)
 
         def of_group(rows: Tensor) -> Tensor:
             return rows.reshape(len(x), -1, rows.shape[-1])

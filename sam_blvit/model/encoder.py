@@ -222,6 +222,7 @@ class ImageEncoder(nn.Module):
             for layer in range(after + 1, last + 1):
                 benefit, x = self._layer(layer).benefit(x, *self._seen(layer, scopes))
                 benefits = benefits + benefit * (layer >= self._first_routed)
+            torch.clear_autocast_cache()  # it may hold weights cast without a gradient, which later layers would take
         return benefits
 
     def num_primary(self, layout: WindowLayout) -> int:

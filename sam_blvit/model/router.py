@@ -13,18 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam_blvit.model.windows import WindowLayout
+from sam_blvit.model.windows import WindowLayout, take_tokens
 
 HASH_SCALE = 12345.678
-"""What makes neighbouring sums of channels differ after the point."""
+"""What makes neighbouring sines differ after the point."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """Fewer rows that stand for the tokens of a window: its primary ones, then means of the others in each square."""
 
-    weights: Tensor
-    """(B, M, R, S) share that each token of a window has in a row; 0 in the row of a square without others."""
+    slots: Tensor
+    """(B, M, K) of the primary ones."""
+    means: Tensor | None
+    """(B, M, R - K, S) share that each token has in a mean; 0 for a square without others. None: there are no means."""
     log_counts: Tensor
     """(B, M, R) logarithm of how many tokens a row stands for. It is added to a key's logit, so that a mean weighs what
     its tokens would if they were alike (proportional attention of token merging, Bolya et al. 2023, equation 1)."""
@@ -35,14 +37,20 @@ class Summary:
 
     def rows(self, x: Tensor) -> Tensor:
         """Rows (B, M, R, C) of `x` (B or 1, M or 1, S, C), what the tokens of each window hold."""
-        return self.weights.to(x.dtype) @ x
+        images, windows = self.slots.shape[:2]
+        x = x.expand(images, windows, -1, -1).flatten(0, 1)
+        rows = take_tokens(x, self.slots.flatten(0, 1))
+        if self.means is not None:
+            with torch.autocast(x.device.type, enabled=False):  # a mean of float32 tokens is one
+                rows = torch.cat([rows, self.means.flatten(0, 1).to(x.dtype) @ x], dim=1)
+        return rows.unflatten(0, (images, windows))
 
     def updates(self, of_rows: Tensor) -> tuple[Tensor, Tensor]:
         """Updates `of_rows` (B, M * R, C) as those of primary tokens (B, M * K, C), and of all tokens by their means
         (B, N, C), 0 for primary ones."""
         assert self.spread is not None
         means = self.spread.shape[-1]
-        of_rows = of_rows.unflatten(1, self.weights.shape[1:3])
+        of_rows = of_rows.unflatten(1, self.log_counts.shape[1:])
         return of_rows[:, :, :-means].flatten(1, 2), (self.spread.to(of_rows.dtype) @ of_rows[:, :, -means:]).flatten(
             1, 2
         )
@@ -84,11 +92,14 @@ class TokenRouter(nn.Module):
 
 
 class RandomRouter(nn.Module):
-    """Logits that know nothing: a hash of each token's own numbers, so that no generator's state matters."""
+    """Logits that know nothing: a hash of each token's own numbers, so that no generator's state matters.
+
+    It hangs on the last bits of these numbers: another device, dtype or batch may draw other tokens.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, N) from 0 to 1 in float32 of tokens `x` (B, N, C)."""
-        return (x.float().sum(-1) * HASH_SCALE).remainder(1)
+        return (x.float().sum(-1).sin() * HASH_SCALE).remainder(1)
 
 
 def choose(
@@ -133,19 +144,20 @@ def choose(
 
 def _summary(slots: Tensor, layout: WindowLayout, pool: int | None, broadcast: bool) -> Summary:
     """Of the primary `slots` (B, M, K) and, with a `pool`, of the means of the others in squares of that side."""
-    chosen = F.one_hot(slots, layout.slots).float()  # (B, M, K, S)
-    alone = chosen.new_zeros(slots.shape)  # log 1
+    alone = torch.zeros_like(slots, dtype=torch.float32)  # log 1
     if pool is None:
-        return Summary(weights=chosen, log_counts=alone, places=slots, spread=None)
+        return Summary(slots=slots, means=None, log_counts=alone, places=slots, spread=None)
+    unchosen = 1 - F.one_hot(slots, layout.slots).sum(2, keepdim=True).float()  # (B, M, 1, S)
     side = layout.window // pool
     place = torch.arange(layout.slots, device=slots.device)
     square = place // layout.window // pool * side + place % layout.window // pool
     middle = (torch.arange(side, device=slots.device) * pool + pool // 2).unsqueeze(1) * layout.window
     middles = (middle + middle.T // layout.window).flatten().expand(*slots.shape[:2], -1)
-    others = F.one_hot(square, side * side).mT * (1 - chosen.sum(2, keepdim=True))  # (B, M, squares, S)
+    others = F.one_hot(square, side * side).mT * unchosen  # (B, M, squares, S)
     counts = others.sum(-1)
     return Summary(
-        weights=torch.cat([chosen, others / counts.clamp_min(1).unsqueeze(-1)], dim=2),
+        slots=slots,
+        means=others / counts.clamp_min(1).unsqueeze(-1),
         log_counts=torch.cat([alone, counts.log()], dim=2),
         places=torch.cat([slots, middles], dim=2) if broadcast else slots,
         spread=others.mT if broadcast else None,

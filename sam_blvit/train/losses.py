@@ -191,7 +191,7 @@ def listwise_loss(logits: Tensor, benefits: Tensor, valid: Tensor, layout: Windo
     Kullback-Leibler divergence (ListNet's top-one loss, Cao et al. 2007, less a constant), summed over the photograph's
     tokens, each counting for its window.
 
-    `logits` and `benefits` (B, N) window-major; a share is that of the squared benefit, as errors add up by squares.
+    `logits` and `benefits` (B, N) window-major; a share is that of the squared benefit.
     `valid` (B, G, G): 1 where a token lies on the photograph.
     """
     height, width = layout.grid
