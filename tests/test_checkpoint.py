@@ -20,6 +20,7 @@ from segment_anything import modeling as sa
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from conftest import VARIANTS
 from sam_blvit.checkpoint import (
     SHIPPED_WEIGHTS,
     CheckpointError,
@@ -31,7 +32,7 @@ from sam_blvit.checkpoint import (
     save_plain_sam,
     save_sam,
 )
-from sam_blvit.config import MODELS, ModelConfig, WeightsConfig
+from sam_blvit.config import MODELS, ModelConfig, WeightsConfig, override
 from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
@@ -345,6 +346,16 @@ def test_one_of_ours_loads_at_another_image_side(sam: Sam, tmp_path: Path, image
         other = load_sam(tmp_path / "ours.safetensors", image_size=image_size)
     image = torch.rand(1, 3, image_size, image_size)
     assert other.image_encoder(image).shape == (1, 256, image_size // 16, image_size // 16)
+
+
+@pytest.mark.filterwarnings("ignore:.*positions interpolated")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_loads_at_another_image_side(tiny: Config, tmp_path: Path, variant: str) -> None:
+    sam = build_sam(tiny(**VARIANTS[variant]))
+    save_sam(sam, tmp_path / "sam.safetensors")
+    loaded = load_sam(tmp_path / "sam.safetensors", image_size=256)
+    assert loaded.config == override(sam.config, image_size=256)
+    assert loaded.image_encoder(torch.zeros(1, 3, 256, 256)).shape == (1, 256, 16, 16)
 
 
 def test_another_image_side_keeps_all_but_the_positions(sam: Sam, tmp_path: Path) -> None:

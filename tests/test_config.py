@@ -168,6 +168,10 @@ def test_a_keep_ratio_that_is_no_number_in_0_to_1_is_refused(value: object, refu
         ("router_scores", "tokens"),
         ("primary_keys", "none"),
         ("pool", 2),
+        ("dim", 0),
+        ("heads", 0),
+        ("layers", -1),
+        ("rel_pos_window", 0),
     ],
 )
 def test_a_config_that_makes_no_model_is_refused(tiny: Config, field: str, value: object, refused: Refused) -> None:
@@ -453,6 +457,10 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ({"precision": "fp16"}, "precision='fp16' is not one of fp32, bf16"),
         ({"prompts": "sam2"}, "prompts='sam2' is not one of mixed, sam11, evs"),
         ({"listwise_weight": 1.0, "sharding": "fsdp"}, "listwise_weight=1.0 looks into layers"),
+        (
+            {**TEACHER, "warm_start": "layerwise", "options": ("little_layers=",)},
+            "warm_start=layerwise: no effect, the model has no efficiency blocks",
+        ),
         ({"model": "vit_tiny", "listwise_weight": 1.0}, "listwise_weight: no effect, vit_tiny is dense"),
         (
             {"options": ("router=random", "score_scaling=false"), "listwise_weight": 1.0},

@@ -138,6 +138,17 @@ def test_no_variant_is_the_papers_encoder(tiny: Config, randomize: Randomize, va
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+def test_asking_what_choices_are_worth_changes_no_gradient(tiny: Config, randomize: Randomize) -> None:
+    encoder, x = randomize(ImageEncoder(tiny(compute_dtype="bfloat16"))), images()
+    found = []
+    for with_benefits in (False, True):
+        encoder.zero_grad()
+        encoder.encode(x, with_benefits=with_benefits).embedding.square().mean().backward()
+        found.append({name: value.grad.clone() for name, value in encoder.named_parameters() if value.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
 def test_benefits_add_up_over_the_layers_that_a_router_decides_for(new_encoder: Callable[..., ImageEncoder]) -> None:
     encoder = new_encoder()
     tokens = encoder.begin(images())

@@ -168,8 +168,9 @@ def test_logits_stay_float32_under_autocast(dtype: torch.dtype) -> None:
     assert torch.equal(logits, router(x))
 
 
-def test_a_random_router_prefers_no_place_and_says_the_same_of_the_same_token() -> None:
-    x = torch.randn(400, 64, 8)
+@pytest.mark.parametrize("level", [0, 30, 300])
+def test_a_random_router_prefers_no_place_and_says_the_same_of_the_same_token(level: float) -> None:
+    x = torch.randn(400, 64, 8) + level  # the larger the sum, the fewer bits it has after the point
     logits = RandomRouter()(x)
     assert torch.equal(logits, RandomRouter()(x.clone()))
     shares = choose(logits, layout=WHOLE, num_primary=4).primary[..., 0].mean(0)
@@ -204,6 +205,16 @@ def test_a_summary_with_means_holds_those_of_the_other_tokens_in_each_square() -
                 torch.testing.assert_close(rows[image, window, 8 + square], mean)
                 assert counts[image, window, 8 + square].item() == pytest.approx(len(others))
     assert counts[0, 0, 8:].tolist() == [0, 0, 4, 4]
+
+
+@pytest.mark.parametrize(("pool", "middles"), [(2, [5, 7, 13, 15]), (4, [10])])
+def test_means_that_are_updated_ask_from_the_middles_of_their_squares(pool: int, middles: list[int]) -> None:
+    logits = torch.randn(2, 64)
+    for broadcast in (False, True):
+        routing = choose(logits, layout=WHOLE, num_primary=5, keys="pooled", pool=pool, broadcast=broadcast)
+        assert routing.summary is not None
+        assert torch.equal(routing.summary.places[..., :5], routing.slots)
+        assert routing.summary.places[..., 5:].tolist() == [[middles * broadcast] * 4] * 2
 
 
 def test_updates_of_means_go_to_the_tokens_that_they_stand_for() -> None:

@@ -203,8 +203,8 @@ class FinetuneConfig(TeacherConfig):
     """Weight of a distillation loss on the tokens after each global layer but the last; wants a teacher of the
     student's size."""
     listwise_weight: float = 0.0
-    """Weight of a loss that tells each router, and the layers before it, which tokens gain most by the performance block;
-    costs another pass of the encoder without a gradient."""
+    """Weight of a loss that tells each router, and the layers before it, which tokens gain most by the performance
+    block; costs another pass of the encoder without a gradient."""
     kd_only_steps: int = 0
     """Steps at the start with the distillation losses alone."""
     keep_ratios: tuple[float, ...] | None = None
