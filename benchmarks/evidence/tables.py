@@ -181,8 +181,9 @@ def _caption(study: Study, found: Mapping[str, dict[str, Any]]) -> str:
             "with annotated boxes, of its single mask, as eval/run_coco.py scores it: in percent, models in float32,",
             f"means over seeds. Differences to `{BASELINE}`, where a row has its seeds of training, with the 95 %",
             f"interval of {RESAMPLES} paired resamples of photographs, which says nothing of how trainings differ.",
-            "GMACs and milliseconds of the encoder for one square image: GMACs in the paper's convention and with every",
-            "product counted; milliseconds in bfloat16, batch 1, median, all rows of a side in turn in one process.",
+            "GMACs and milliseconds of the encoder for one square image: GMACs in the paper's convention and with",
+            "every product counted; milliseconds in bfloat16, batch 1, median, all rows of a side in turn in one",
+            "process.",
             f"Machine: {'; '.join(machines) or NOT_RUN}.",
             *([] if config.size == "gpu" else [f"On a GPU: `{ON_GPU}`."]),
         ]
