@@ -18,8 +18,8 @@ test: $(VENV)/installed-dev
 
 evidence: $(VENV)/installed
 	$(if $(DATA),,$(error DATA is not given; name the directory that has real_train and real_eval: make evidence DATA=DIR))
-	$(BIN)/python -m benchmarks.evidence --data $(DATA) --output runs/evidence
-	@echo "The tables are in runs/evidence/evidence.md; docs/evidence.md says how to make more of them"
+	$(BIN)/python -m benchmarks.evidence --data $(DATA) --output runs/evidence_reduced
+	@echo "The tables are in runs/evidence_reduced/evidence.md; docs/evidence.md says how to make more of them"
 
 soak: $(VENV)/installed-dev
 	KILLS=30 $(BIN)/python -m pytest -s tests/test_finetune.py -k random_moments

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from benchmarks.evidence import __main__ as command
 from benchmarks.evidence.rows import BASELINE, DIAL, ROWS, SIZES, TABLES
 from benchmarks.evidence.running import PROGRAMS, run_chains
 from benchmarks.evidence.study import RECIPES, ROOT, EvidenceConfig, Study, Task
-from benchmarks.evidence.tables import NOT_RUN, page, results
+from benchmarks.evidence.tables import NOT_RUN, ON_GPU, page, results
 from datasets import write_dataset
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.cli import run
@@ -116,12 +117,9 @@ def test_every_training_is_accepted_and_its_model_builds(
     with torch.device("meta"):
         sam = build_sam(model_of(config))
     assert sam.config.image_size == SIZES[size].settings["image_size"]
-    steps, alone = SIZES[size].steps, round(SIZES[size].alone * SIZES[size].steps)
-    assert (config.seed, config.schedule_steps) == (1, steps - alone if row == BASELINE else steps)
-    assert config.kd_only_steps in (0, alone)
-    assert 0 <= config.kd_only_steps < SIZES[size].steps
-    kept = {sam.config.keep_ratio} if sam.config.routed and row != "sampled" else set(config.keep_ratios)
-    assert set(config.keep_ratios) == kept, "measured at a keep ratio that it was not trained for"
+    assert config.seed == 1
+    if sam.config.routed and row != "sampled":
+        assert config.keep_ratios == (sam.config.keep_ratio,), "measured at a keep ratio that it was not trained for"
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -133,7 +131,11 @@ def test_all_rows_of_a_size_share_steps_photographs_and_start(
     shared += ("precision", "drop_path", "flip", "smallest_crop", "exclude", "lr")
     found = {row: config_of(study(size=size).training(row, 0), FinetuneConfig) for row in SIZES[size].rows}
     assert len({tuple(getattr(config, name) for name in shared) for config in found.values()}) == 1
-    assert len({config.schedule_steps for row, config in found.items() if row != BASELINE}) == 1
+    steps = SIZES[size].steps
+    assert {config.schedule_steps for config in found.values()} == {steps}
+    alone = {row: round(SIZES[size].alone * steps) if ROWS[row].start == "distilled" else 0 for row in found}
+    assert {row: config.kd_only_steps for row, config in found.items()} == alone
+    assert max(alone.values()) < steps
     starts = {row: config.teacher or config.checkpoint for row, config in found.items()}
     assert {row for row, start in starts.items() if start is None} <= {"scratch"}
     assert len(set(starts.values()) - {None}) == 1
@@ -145,6 +147,7 @@ def test_rows_are_what_they_are_called(study: Callable[..., Study], monkeypatch:
     models = {row: model_of(config) for row, config in configs.items()}
     paper = model_config("blvit_tiny")
     assert not models["dense"].routed
+    assert configs["dense"].teacher is not None
     assert (models["narrow"].dim, models["narrow"].layers) == (128, 12)
     assert (models["shallow"].dim, models["shallow"].layers, models["shallow"].global_layers) == (192, 8, (3, 6, 8))
     assert models["paper"].primary_keys == "all"
@@ -160,7 +163,7 @@ def test_rows_are_what_they_are_called(study: Callable[..., Study], monkeypatch:
     assert [models[f"keep_{share}"].keep_ratio for share in (500, 375, 125)] == [0.5, 0.375, 0.125]
     assert configs["listwise"].listwise_weight == 1
     assert configs["undistilled"].teacher is None
-    assert configs["sampled"].keep_ratios == DIAL
+    assert (models["sampled"].keep_ratio, configs["sampled"].keep_ratios) == (0.25, DIAL)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -176,7 +179,8 @@ def test_all_other_commands_are_accepted(
     )
     assert config_of(made.miou("paper", 0), EvaluationConfig).seeds == SIZES[size].prompt_seeds
     assert config_of(made.ap("paper", 0), EvaluationConfig).boxes == "gt"
-    assert config_of(made.dial("paper", 0), EvaluationConfig).keep_ratios == DIAL
+    dial = config_of(made.dial("paper", 0), EvaluationConfig)
+    assert (dial.keep_ratios, dial.seeds) == (DIAL, SIZES[size].prompt_seeds)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,9 @@ def test_all_other_commands_are_accepted(
     [
         ({"size": "huge"}, "size='huge' is not one of reduced, cpu, gpu"),
         ({"rows": ("papr",)}, "rows: 'papr' is not one of dense, narrow, "),
+        ({"rows": ("paper", "dense", "paper")}, "rows: 'paper' is named twice; name each once$"),
         ({"seeds": (-1,)}, "seed=-1 is negative"),
+        ({"seeds": (0, 1, 1)}, "seeds: 1 is named twice; name each once$"),
         ({"parallel": 0}, "parallel=0 is not a positive number"),
         ({"steps": 0}, "steps=0 is not a positive number"),
         ({"teacher": Path("none.pth")}, "teacher none.pth is not a file; leave it out to have one trained"),
@@ -234,6 +240,17 @@ def test_what_a_recipe_says_of_itself_is_no_change_of_it(tmp_path: Path) -> None
     assert not task.finished
 
 
+def test_a_recipe_edited_while_its_task_runs_is_not_vouched_for(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: blvit_tiny\n")
+    edit = "import sys; open(sys.argv[1], 'w').write('model: vit_tiny')"
+    task = Task("task", ("python", "-c", edit, str(recipe)), tmp_path / "task")
+    assert run_chains([[task]]) == []
+    assert not task.finished
+    recipe.write_text("model: blvit_tiny\n")
+    assert task.finished
+
+
 def test_a_failure_ends_its_row_alone_and_is_named_with_its_log(tmp_path: Path) -> None:
     bad = python(tmp_path, "bad", "raise SystemExit('no such thing')")
     after = python(tmp_path, "after", "")
@@ -258,25 +275,54 @@ print(os.environ["OMP_NUM_THREADS"])
     assert [task.log.read_text() for task in tasks] == ["4\n", "4\n"]
 
 
-def test_whoever_ends_it_ends_what_it_runs(tmp_path: Path) -> None:
-    python(tmp_path, "long", "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT], ids=lambda by: by.name)
+def test_whoever_ends_it_ends_what_it_runs(by: signal.Signals, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    long = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     code = f"""
-from pathlib import Path
-from benchmarks.evidence.running import PROGRAMS, run_chains
-from benchmarks.evidence.study import Task
-task = Task("long", ("python", {str(tmp_path / "long.py")!r}), Path({str(tmp_path / "long")!r}))
-run_chains([[task, task], [task]])
+import signal, sys
+from benchmarks.evidence.__main__ import evidence
+from benchmarks.evidence.running import PROGRAMS
+from sam_blvit.cli import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+PROGRAMS["python"] = (sys.executable, "-c", {long!r})
+run(evidence, ["--data", {str(data)!r}, "--output", {str(output)!r}])
 """
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
-    log = tmp_path / "long.log"
+    log = output / "teacher.log"
     while not log.is_file() or not log.read_text():
         assert driver.poll() is None
         time.sleep(0.05)
-    driver.send_signal(signal.SIGTERM)
-    assert driver.wait(60) == 128 + signal.SIGTERM
+    driver.send_signal(by)
+    assert driver.wait(60) == 128 + by
     (child,) = map(int, log.read_text().split())
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+    assert [*output.glob("*.log")] == [log], "what comes after it was begun"
+
+
+def test_what_starts_as_the_end_comes_is_ended_too(tmp_path: Path) -> None:
+    threads = []
+
+    class Slow(Task):
+        """The end comes while it is looked at whether it has come to its end."""
+
+        @property
+        def finished(self) -> bool:
+            threads.append(threading.current_thread())
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGTERM)
+            time.sleep(1)
+            return False
+
+    script = tmp_path / "long.py"
+    script.write_text("import time; time.sleep(20); print('ran on')")
+    task = Slow("long", ("python", str(script)), tmp_path / "long")
+    with pytest.raises(SystemExit):
+        run_chains([[task]])
+    threads[0].join()
+    assert task.log.read_text() == ""
 
 
 # tables -------------------------------------------------------------------------------------------------------------
@@ -290,21 +336,23 @@ def make(study: Study, name: str, seed: int, *, shift: float, **changes: Any) ->
     mean = {"instance": runs.by_prompt(40 + shift, 20 + shift, 30 + shift)}
     runs.miou_run(miou.directory, rows=runs.rows_of(shift=shift), miou=mean, parameters=5_000_000, **changes)
     for task in (training, miou):
-        task.finish()
+        task.finish(task.identity())
 
 
 def make_benchmark(study: Study) -> None:
-    """As if all that is trained had been timed: 10 ms, 11 ms, ... in their order."""
+    """As if all that is trained had been timed, in its order: 10 ms, 11 ms, ... at the first side, 20 ms, 21 ms, ...
+    at the second."""
     task = study.benchmark()
     models = [word for word in task.words if word.endswith(".safetensors")]
-    rows = [
-        {"cell": {"model": model, "device": "cpu"}, "encoder": {"median": 10.0 + place}}
-        for place, model in enumerate(models)
-    ]
+    machine = {"processor": "EPYC", "threads": 2, "torch": "2.15.0"}
+    groups = []
+    for tens, side in enumerate(study.size.sides, start=1):
+        cells = [{"model": model, "device": "cpu", "side": side} for model in models]
+        rows = [{"cell": cell, "encoder": {"median": 10.0 * tens + place}} for place, cell in enumerate(cells)]
+        groups.append({"machine": machine, "rows": rows})
     task.directory.mkdir()
-    group = {"machine": {"processor": "EPYC", "threads": 2, "torch": "2.15.0"}, "rows": rows}
-    (task.directory / "benchmark.json").write_text(json.dumps({"groups": [group]}))
-    task.finish()
+    (task.directory / "benchmark.json").write_text(json.dumps({"groups": groups}))
+    task.finish(task.identity())
 
 
 def table_line(study: Study, title: str, row: str) -> dict[str, str]:
@@ -316,11 +364,12 @@ def table_line(study: Study, title: str, row: str) -> dict[str, str]:
 
 
 def test_a_line_has_what_was_measured(study: Callable[..., Study]) -> None:
-    made = study()
+    made = study(size="cpu")
     make(made, BASELINE, 0, shift=0)
     make(made, "paper", 0, shift=2)
-    runs.ap_run(made.ap("paper", 0).directory)
-    made.ap("paper", 0).finish()
+    ap = made.ap("paper", 0)
+    runs.ap_run(ap.directory)
+    ap.finish(ap.identity())
     make_benchmark(made)
     assert table_line(made, "Table 2", "paper") == {
         "row": "`paper`",
@@ -334,8 +383,10 @@ def test_a_line_has_what_was_measured(study: Callable[..., Study]) -> None:
         "GMACs, paper's": "4.00",
         "GMACs, all": "4.50",
         "M parameters": "5.0",
-        "ms, CPU": "11.0",
-        "ms, GPU": NOT_RUN,
+        "ms, CPU, 256 px": "11.0",
+        "ms, CPU, 512 px": "21.0",
+        "ms, GPU, 256 px": NOT_RUN,
+        "ms, GPU, 512 px": NOT_RUN,
     }
 
 
@@ -349,6 +400,16 @@ def test_seeds_of_training_are_averaged_and_compared_each_with_its_own(study: Ca
     assert line["box - dense"] == "+2.00 (+2.00 to +2.00)"
 
 
+def test_rows_of_other_seeds_of_training_are_not_compared(study: Callable[..., Study]) -> None:
+    made = study(seeds=(0, 1))
+    for name, seeds in {BASELINE: (0, 1), "paper": (0,), "narrow": (0, 1)}.items():
+        for seed in seeds:
+            make(made, name, seed, shift=seed)
+    lines = [table_line(made, "Table 2", name) for name in ("paper", "narrow")]
+    assert [line["box - dense"] for line in lines] == [NOT_RUN, "+0.00 (+0.00 to +0.00)"]
+    assert lines[0]["box"] == "40.0"
+
+
 def test_what_was_not_run_is_said(study: Callable[..., Study]) -> None:
     made = study()
     make(made, "paper", 0, shift=0)
@@ -356,7 +417,8 @@ def test_what_was_not_run_is_said(study: Callable[..., Study]) -> None:
     assert line["seeds"] == NOT_RUN
     assert set(list(line.values())[3:]) == {"-"}
     line = table_line(made, "Table 2", "paper")
-    assert (line["box"], line["box - dense"], line["AP"], line["ms, CPU"]) == ("40.0", NOT_RUN, NOT_RUN, NOT_RUN)
+    assert line["box"] == "40.0"
+    assert {line[name] for name in ("box - dense", "AP", "ms, CPU, 128 px")} == {NOT_RUN}
     assert "Machine: not run." in page(made, results(made))
 
 
@@ -370,8 +432,32 @@ def test_a_caption_says_size_steps_seeds_and_machine(study: Callable[..., Study]
     make(made, "paper", 3, shift=0)
     make_benchmark(made)
     text = page(made, results(made))
-    for words in ("`reduced`: 128 px, 7 steps of 4 photographs", "Seeds of training: 3; of prompts: 0.", "EPYC, 2 thr"):
+    for words in ("`reduced`: 128 px, 7 steps of 4 photographs", "Seeds of training: 3; of prompts: 0."):
         assert words in text
+    assert "Machine: EPYC, 2 threads, torch 2.15.0. On a GPU: `python -m benchmarks.evidence --data DATA" in text
+
+
+def test_a_caption_names_a_machine_once(study: Callable[..., Study]) -> None:
+    made = study(size="cpu")
+    make(made, "paper", 0, shift=0)
+    make_benchmark(made)
+    assert page(made, results(made)).count("EPYC") == 1
+
+
+def test_the_caption_of_a_gpu_names_no_other(study: Callable[..., Study]) -> None:
+    made = study(size="gpu")
+    assert "On a GPU" not in page(made, results(made))
+
+
+def test_the_command_on_a_gpu_is_one(data: Path) -> None:
+    seen: list[EvidenceConfig] = []
+
+    def remember(config: EvidenceConfig) -> None:
+        seen.append(config)
+
+    remember.__annotations__["config"] = EvidenceConfig
+    run(remember, ON_GPU.replace("DATA", str(data)).split()[3:])
+    assert seen[0].size == "gpu"
 
 
 def test_every_command_that_was_run_is_listed(study: Callable[..., Study]) -> None:
@@ -391,7 +477,7 @@ def test_the_dial_has_a_line_for_each_keep_ratio(study: Callable[..., Study]) ->
     for ratio in DIAL:
         mean = {"instance": runs.by_prompt(100 * ratio, 0, 0)}
         runs.miou_run(dial.directory / f"keep-{ratio:g}", miou=mean)
-    dial.finish()
+    dial.finish(dial.identity())
     section = page(made, results(made)).split("## The dial")[1].split("## ")[0]
     cells = [line.split("|") for line in section.splitlines() if line.startswith("| `sampled`")]
     assert [(line[2].strip(), line[5].strip()) for line in cells] == [(f"{r:g}", f"{100 * r:.1f}") for r in DIAL]
@@ -419,7 +505,7 @@ def test_the_study_is_made_and_goes_on_where_it_stopped(
     assert row["seeds"] == [0]
     assert all(0 <= row["miou"][prompt] <= 100 for prompt in row["miou"])
     assert row["ap"] is not None
-    assert row["encoder_ms"]["cpu"] > 0
+    assert row["encoder_ms"]["cpu"]["128"] > 0
     assert len(found["commands"]) == 5
     assert "| `paper` |" in (output / "evidence.md").read_text()
     capsys.readouterr()
@@ -432,7 +518,7 @@ def test_where_a_row_cannot_be_made_the_tables_are_written_all_the_same(
 ) -> None:
     config = EvidenceConfig(data=data, output=tmp_path / "out", teacher=teacher, rows=("paper", "random"))
     (cache,) = Study(config).preparations()
-    cache.finish()
+    cache.finish(cache.identity())
     monkeypatch.setitem(PROGRAMS, "python", (sys.executable, "-c", "raise SystemExit('error: no room')"))
     log = config.output / "paper" / "seed_0" / "training.log"
     told = f"row paper, seed 0: training ended with code 1 (error: no room); see {log}; 1 more did not end well"

@@ -1,8 +1,8 @@
 """Does routing pay? A small Table 2 and Table 3, each row trained, measured and timed.
 
-$ python -m benchmarks.evidence --data DATA --output runs/evidence                       # minutes on 2 CPU cores
-$ python -m benchmarks.evidence --data DATA --output runs/evidence --size cpu --teacher teacher.safetensors
-$ python -m benchmarks.evidence --data DATA --output runs/evidence --size gpu --parallel 4
+$ python -m benchmarks.evidence --data DATA --output runs/evidence_reduced               # minutes on 2 CPU cores
+$ python -m benchmarks.evidence --data DATA --output runs/cpu --size cpu --teacher TEACHER
+$ python -m benchmarks.evidence --data DATA --output runs/gpu --size gpu --parallel 4
 
 In the root of the repository. It runs the project's own commands and makes evidence.md and evidence.json of what they
 write; started again it goes on where it stopped.

@@ -33,7 +33,7 @@ class Row:
 FRESH = {"encoder_lr": 5e-4, "decoder_lr": 5e-4, "prompt_lr": 5e-4}
 """Rates of a SAM that has not learnt anything."""
 ROWS = {
-    BASELINE: Row("the teacher, trained on", start="continued"),
+    BASELINE: Row("the teacher's own size, trained on as the others"),
     "narrow": Row("dense, 128 channels of 192"),
     "shallow": Row("dense, 8 layers of 12"),
     "paper": Row("big.LITTLE as the paper has it, keep .25"),
@@ -42,10 +42,10 @@ ROWS = {
     "evit_undistilled": Row("the same without distillation", "evit", start="continued"),
     "evo_vit_undistilled": Row("the same without distillation", "evo_vit", start="continued"),
     "without_little": Row("without efficiency blocks"),
-    "random": Row("router: random"),
+    "random": Row("router: random, scores off"),
     "primary_keys": Row("primary tokens the only keys"),
     "undistilled": Row("without distillation", "paper", start="continued"),
-    "unscaled": Row("score scaling off", "paper", {"options": ("score_scaling=false",)}),
+    "unscaled": Row("score scaling off, so routers do not learn", "paper", {"options": ("score_scaling=false",)}),
     "scratch": Row("from scratch, without distillation", "paper", FRESH, start="scratch"),
     "two_class": Row("router: a two-class softmax", "paper", {"options": ("router_scores=two_class",)}),
     "window_14": Row("windows of 14, padded", "paper", {"window": 14}),
@@ -94,8 +94,15 @@ class Size:
     """Whether the teacher's embeddings are computed once for all rows; then photographs are seen as they are."""
     dial: bool = False
     """Whether the dial's curve is measured."""
+    other_sides: tuple[int, ...] = ()
+    """Sides, pixels, at which encoders are timed besides their own."""
     settings: Settings
     """Of every training."""
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides, pixels, at which encoders are timed."""
+        return (self.settings["image_size"], *self.other_sides)
 
 
 ALL: Settings = {"drop_path": 0.0, "precision": "bf16"}
@@ -122,6 +129,7 @@ SIZES = {
         steps=320,
         alone=0.8,
         cached=True,
+        other_sides=(512,),
         settings={
             **{"image_size": 256, "mask_side": 128, "batch_size": 8, "masks_per_image": 8},
             **{"correction_rounds": 0, "workers": 1, "checkpoint_every": 100},

@@ -34,7 +34,7 @@ def run_chains(chains: Sequence[Sequence[Task]], *, parallel: int = 1) -> list[V
     def run_chain(tasks: Sequence[Task]) -> None:
         for task in tasks:
             if not stopped.is_set():
-                run_task(task, environment, running)
+                run_task(task, environment=environment, running=running, stopped=stopped)
 
     before = signal.signal(signal.SIGTERM, _leave)
     pool = ThreadPoolExecutor(parallel)
@@ -56,9 +56,14 @@ def run_chains(chains: Sequence[Sequence[Task]], *, parallel: int = 1) -> list[V
     return [error for error in errors if isinstance(error, ValueError)]
 
 
-def run_task(task: Task, environment: Mapping[str, str], running: set[subprocess.Popen[bytes]]) -> None:
-    """Run `task`, unless it has come to its end; ValueError, one line, if it does not. It is among `running` while it
-    runs."""
+def run_task(
+    task: Task, *, environment: Mapping[str, str], running: set[subprocess.Popen[bytes]], stopped: threading.Event
+) -> None:
+    """Run `task`, unless it has come to its end; ValueError, one line, if it does not.
+
+    It is among `running` while it runs. Who ends it sets `stopped` first, then ends what is `running`.
+    """
+    identity = task.identity()
     if task.finished:
         print(f"{task.name}: finished before", flush=True)
         return
@@ -68,6 +73,8 @@ def run_task(task: Task, environment: Mapping[str, str], running: set[subprocess
     with task.log.open("ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         running.add(process)
+        if stopped.is_set():  # since the last look, so that nobody may have seen it `running`
+            process.terminate()
         code = process.wait()
         running.remove(process)
     if code:
@@ -75,7 +82,7 @@ def run_task(task: Task, environment: Mapping[str, str], running: set[subprocess
         raise ValueError(
             f"{task.name} ended with code {code} ({said[-1] if said else 'saying nothing'}); see {task.log}"
         )
-    task.finish()
+    task.finish(identity)
 
 
 def _leave(*_: object) -> NoReturn:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.evidence.rows import ALL, BASELINE, DIAL, DIAL_ROWS, ROWS, SIZES, STUDENT, Settings
+from benchmarks.evidence.rows import ALL, DIAL, DIAL_ROWS, ROWS, SIZES, STUDENT, Settings
 from sam_blvit.config.commands import check_seed
 from sam_blvit.evaluate.runs import read_json
 from sam_blvit.files import file_sha256, write_json
@@ -35,7 +35,8 @@ class EvidenceConfig:
     """Directory with real_train (SA-1B's layout, and val_ids.txt, which training leaves out) and real_eval
     (instances.json and images)."""
     output: Path
-    """Directory of all runs, evidence.md and evidence.json. Started again it goes on where it stopped."""
+    """Directory of all runs, evidence.md and evidence.json. Started again it goes on where it stopped; other settings
+    want another one."""
     size: str = "reduced"
     """reduced (128 px, a few steps: whether all works), cpu (256 px) or gpu (512 px, two seeds, every row)."""
     rows: tuple[str, ...] = ()
@@ -57,6 +58,9 @@ class EvidenceConfig:
                 raise ValueError(f"rows: {row!r} is not one of {', '.join(ROWS)}")
         for seed in self.seeds:
             check_seed(seed)
+        for name, given in {"rows": self.rows, "seeds": self.seeds}.items():
+            if twice := [value for value in given if given.count(value) > 1]:
+                raise ValueError(f"{name}: {twice[0]!r} is named twice; name each once")
         for name in ("parallel", "steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value} is not a positive number")
@@ -97,13 +101,14 @@ class Task:
     @property
     def finished(self) -> bool:
         """Whether this very command has come to its end, on files as they are now."""
-        return self._mark.is_file() and read_json(self._mark) == self._identity()
+        return self._mark.is_file() and read_json(self._mark) == self.identity()
 
-    def finish(self) -> None:
-        """Note that it has."""
-        write_json(self._mark, self._identity())
+    def finish(self, identity: Mapping[str, Any]) -> None:
+        """Note that it has, with the `identity` that it had when it started."""
+        write_json(self._mark, identity)
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Its words, and what the files that they name say now."""
         files = [word for word in self.words if (ROOT / word).is_file()]
         return {"command": shlex.join(self.words), "files": {word: _content(ROOT / word) for word in files}}
 
@@ -144,14 +149,11 @@ class Study:
     def training(self, name: str, seed: int) -> Task:
         """The training of row `name`."""
         row, teacher = ROWS[name], _named(self.teacher)
-        alone = round(self.size.alone * self.steps)
         settings: dict[str, Any] = {"schedule_steps": self.steps, "seed": seed}
         if row.start == "continued":
             settings["checkpoint"] = teacher
-            if name == BASELINE:  # it has the embedding that the others learn alone at first
-                settings["schedule_steps"] = max(1, self.steps - alone)
         elif row.start == "distilled":
-            settings |= {"teacher": teacher, "kd_only_steps": alone}
+            settings |= {"teacher": teacher, "kd_only_steps": round(self.size.alone * self.steps)}
             settings |= {"teacher_cache": _named(self._cache)} if self.size.cached else {}
         settings = {**STUDENT, **settings, **row.settings}
         return self._training(_told(name, seed, "training"), row.recipe or name, settings, self._place(name, seed))
@@ -168,7 +170,8 @@ class Study:
 
     def dial(self, name: str, seed: int) -> Task:
         """mIoU along the keep ratio."""
-        settings = {**self._measured(name, seed), "protocol": "blvit", "keep_ratios": DIAL}
+        settings = {**self._measured(name, seed), "protocol": "blvit", "seeds": self.size.prompt_seeds}
+        settings["keep_ratios"] = DIAL
         return _task(_told(name, seed, "dial"), LVIS, settings, self._place(name, seed, "dial"))
 
     def chain(self, name: str, seed: int) -> list[Task]:
@@ -177,9 +180,9 @@ class Study:
         return [*tasks, self.dial(name, seed)] if self.size.dial and name in DIAL_ROWS else tasks
 
     def benchmark(self) -> Task:
-        """Milliseconds of every row that is trained, in turn in one process."""
+        """Milliseconds of every row that is trained; of one device and side, in turn in one process."""
         devices = [name for name in DEVICES if name == "cpu" or torch.cuda.is_available()]
-        settings = {"devices": devices, "dtypes": "bfloat16"}
+        settings = {"devices": devices, "dtypes": "bfloat16", "sides": self.size.sides}
         models = [model for name in ROWS if (model := self.timed(name))]
         program = ("sam-blvit", "benchmark", *models)
         return _task("milliseconds", program, settings, self.config.output / "benchmark")

@@ -23,26 +23,34 @@ NOT_RUN = "not run"
 M = 1e6
 PROMPT_SEEDS = 1000
 """More than there are: with it a seed of training and one of prompts make one number."""
+ON_GPU = "python -m benchmarks.evidence --data DATA --output runs/gpu --size gpu --parallel 4"
+Times = Mapping[tuple[str, str, int], float | None]
+"""Milliseconds of the encoder by model, device and side."""
 
 
 def results(study: Study) -> dict[str, dict[str, Any]]:
     """What was measured of every row by its name, plain JSON values: means over seeds, null for what was not run."""
     baseline = _evaluations(study, BASELINE, study.miou)
-    times = {(row["cell"]["model"], row["cell"]["device"]): row for group in timed(study) for row in group["rows"]}
+    times = {
+        (row["cell"]["model"], row["cell"]["device"], row["cell"]["side"]): row["encoder"] and row["encoder"]["median"]
+        for group in timed(study)
+        for row in group["rows"]
+    }
     return {name: _result(study, name, baseline, times) for name in ROWS}
 
 
 def timed(study: Study) -> list[dict[str, Any]]:
-    """What the benchmark wrote, a group for each device."""
+    """What the benchmark wrote, a group for each device and side."""
     task = study.benchmark()
     groups: list[dict[str, Any]] = read_json(task.directory / "benchmark.json")["groups"] if task.finished else []
     return groups
 
 
-def _result(study: Study, name: str, baseline: Sequence[Run], times: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
+def _result(study: Study, name: str, baseline: Sequence[Run], times: Times) -> dict[str, Any]:
     runs = _evaluations(study, name, study.miou)
     first = runs[0] if runs else None
-    spent = {device: times.get((study.timed(name) or "", device)) for device in DEVICES}
+    model = study.timed(name) or ""
+    spent = {device: {str(side): times.get((model, device, side)) for side in study.size.sides} for device in DEVICES}
     return {
         "row": name,
         "what": ROWS[name].what,
@@ -53,7 +61,7 @@ def _result(study: Study, name: str, baseline: Sequence[Run], times: Mapping[tup
         "keep_ratio": first and first.quantity("keep_ratio"),
         "encoder_gmacs": {how: first and first.quantity(f"macs.encoder_{how}") for how in ("paper", "full")},
         "parameters": first and first.quantity("parameters"),
-        "encoder_ms": {device: row and row["encoder"] and row["encoder"]["median"] for device, row in spent.items()},
+        "encoder_ms": spent,
         "dial": _curve(study, name),
     }
 
@@ -68,8 +76,9 @@ def _read(seed: int, directory: Path) -> Run:
 
 
 def _differences(runs: Sequence[Run], baseline: Sequence[Run]) -> dict[str, Any] | None:
-    """Mean and interval of `runs` minus `baseline` by prompt, on the objects and seeds of both; None without any."""
-    if not runs or not baseline:
+    """Mean and interval of `runs` minus `baseline` by prompt, on the objects of both; None unless both have the same
+    seeds of training."""
+    if not runs or [run.number for run in runs] != [run.number for run in baseline]:
         return None
     intervals = compare(_instances(runs), _instances(baseline)).differences
     return {prompt: asdict(interval) for prompt, interval in intervals.items()} or None
@@ -120,7 +129,8 @@ def _cells(found: Mapping[str, Any]) -> dict[str, str]:
     gmacs, parameters = found["encoder_gmacs"], found["parameters"]
     cells |= {"AP": _number(found["ap"]), "GMACs, paper's": _number(gmacs["paper"], ".2f")}
     cells |= {"GMACs, all": _number(gmacs["full"], ".2f"), "M parameters": _number(parameters and parameters / M)}
-    cells |= {f"ms, {told}": _number(found["encoder_ms"][name]) for name, told in DEVICES.items()}
+    for device, told in DEVICES.items():
+        cells |= {f"ms, {told}, {side} px": _number(ms) for side, ms in found["encoder_ms"][device].items()}
     return cells if found["seeds"] else {**dict.fromkeys(cells, NOTHING), **_head(found)}
 
 
@@ -161,16 +171,21 @@ def _caption(study: Study, found: Mapping[str, dict[str, Any]]) -> str:
     side, batch = size.settings["image_size"], size.settings["batch_size"]
     seen = "as they are" if size.cached else "cropped and mirrored"
     seeds = sorted({seed for row in found.values() for seed in row["seeds"]})
+    machines = dict.fromkeys(map(_machine, timed(study)))
     return " ".join(
         [
             f"Size `{config.size}`: {side} px, {study.steps} steps of {batch} photographs, {seen}, for every row.",
             f"All start from one dense teacher ({teacher}) but `scratch`; distilled rows learn from its embedding",
             f"alone for the first {size.alone:.0%} of the steps. Seeds of training: {_listed(seeds)}; of prompts:",
-            f"{_listed(size.prompt_seeds)}. mIoU, and AP with annotated boxes, in percent, means over seeds.",
-            f"Differences to `{BASELINE}` with the 95 % interval of {RESAMPLES} paired resamples of photographs, which",
-            "says nothing of how trainings differ. GMACs and milliseconds of the encoder for one square image: GMACs",
-            "in the paper's convention and with every product counted; milliseconds in bfloat16, batch 1, median, all",
-            f"rows in turn in one process. Machine: {'; '.join(map(_machine, timed(study))) or NOT_RUN}.",
+            f"{_listed(size.prompt_seeds)}. mIoU, of the best of the decoder's three masks by predicted IoU, and AP",
+            "with annotated boxes, of its single mask, as eval/run_coco.py scores it: in percent, models in float32,",
+            f"means over seeds. Differences to `{BASELINE}`, where a row has its seeds of training, with the 95 %",
+            f"interval of {RESAMPLES} paired resamples of photographs, which says nothing of how trainings differ.",
+            "GMACs and milliseconds of the encoder for one square image: GMACs in the paper's convention and with",
+            "every product counted; milliseconds in bfloat16, batch 1, median, all rows of a side in turn in one",
+            "process.",
+            f"Machine: {'; '.join(machines) or NOT_RUN}.",
+            *([] if config.size == "gpu" else [f"On a GPU: `{ON_GPU}`."]),
         ]
     )
 
