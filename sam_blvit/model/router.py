@@ -49,11 +49,10 @@ class Summary:
         """Updates `of_rows` (B, M * R, C) as those of primary tokens (B, M * K, C), and of all tokens by their means
         (B, N, C), 0 for primary ones."""
         assert self.spread is not None
-        means = self.spread.shape[-1]
+        squares = self.spread.shape[-1]
         of_rows = of_rows.unflatten(1, self.log_counts.shape[1:])
-        return of_rows[:, :, :-means].flatten(1, 2), (self.spread.to(of_rows.dtype) @ of_rows[:, :, -means:]).flatten(
-            1, 2
-        )
+        primary, means = of_rows[:, :, :-squares], of_rows[:, :, -squares:]
+        return primary.flatten(1, 2), (self.spread.to(means.dtype) @ means).flatten(1, 2)
 
 
 @dataclass(frozen=True)
