@@ -30,7 +30,7 @@ OTHER: dict[str, Any] = {
     "prompts": "evs", "correction_rounds": 1, "smallest_crop": 0.5, "flip": True, "distillation_weight": 1.0,
     "distillation_mse": 1.0, "distillation_layers": 1.0, "kd_only_steps": 1, "keep_ratios": (1.0,), "epochs": 1.0,
     "schedule_steps": 9, "lr": 1.0, "encoder_lr": 1.0, "decoder_lr": 1.0, "prompt_lr": 1.0, "layer_decay": 0.5,
-    "drop_path": 0.5, "weight_decay": 0.5, "warmup_steps": 1, "clip_norm": 2.0, "ema": 0.5,
+    "drop_path": 0.5, "weight_decay": 0.5, "warmup_steps": 1, "clip_norm": 2.0, "ema": 0.5, "listwise_weight": 1.0,
 }  # fmt: skip
 """Another value of every setting that a run cannot go on under."""
 
