@@ -213,7 +213,7 @@ def _kept_of_mask(sam: Sam) -> float:
     embedding = torch.empty(1, EMBEDDING_CHANNELS, grid, grid, requires_grad=True)
     last = torch.empty(masks, 1, 4 * grid, 4 * grid)
     coords, labels = torch.empty(masks, TOKENS, 2), torch.ones(masks, TOKENS, dtype=torch.long)
-    return kept_bytes(lambda: predict_all(sam, embedding, coords, labels, last), sam) / masks
+    return kept_bytes(lambda: predict_all(sam, embedding, [masks], coords, labels, last), sam) / masks
 
 
 def kept_bytes(forward: Callable[[], object], sam: Sam) -> int:

@@ -16,7 +16,7 @@ from sam_blvit.model.build import build_sam
 from sam_blvit.model.decoder import predict_masks
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.losses import Heads, MaskLoss, Truth, compare, mask_loss
-from sam_blvit.train.rounds import embed_points, mask_losses, predict_all
+from sam_blvit.train.rounds import Answer, Question, answer_all, embed_points, mask_losses, predict_all
 from sam_blvit.train.sampling import Draws, loss_places
 from sam_blvit.train.simulate import add_error_points, draw_prompts
 
@@ -55,27 +55,35 @@ def embedding() -> Tensor:
 
 def losses(sam: Sam, of: Sample, at: Tensor | None = None, **settings: Any) -> MaskLoss:
     given = {"prompts": "mixed", "correction_rounds": 2, "seed": 0, **settings}
-    return mask_losses(sam, of, embedding() if at is None else at, **given)
+    return mask_losses(sam, [of], embedding() if at is None else at, **given)
 
 
 @contextmanager
-def recording(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Tensor]]]:
-    """What the prompt encoder and the decoder are given and answer, call by call."""
-    calls: list[dict[str, Tensor]] = []
-    inner, dense = predict_masks, sam.prompt_encoder.forward
+def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[Question, Answer]]]]:
+    """What is asked and answered: turn by turn, boxes before single points before several."""
+    turns: list[list[tuple[Question, Answer]]] = []
 
-    def encoded(points: None, boxes: None, masks: Tensor | None) -> Any:
-        calls.append({"last": torch.empty(0) if masks is None else masks})
-        return dense(points=points, boxes=boxes, masks=masks)
+    def asked(decoder: Callable[..., Answer], embeddings: Tensor, questions: list[Question]) -> list[Answer]:
+        answers = answer_all(decoder, embeddings, questions)
+        turns.append(list(zip(questions, answers, strict=True)))
+        return answers
 
-    def asked(decoder: nn.Module, **given: Tensor) -> Any:
-        answer = inner(decoder, **given)
-        calls[-1].update(given, logits=answer[0], predicted=answer[1])
-        return answer
+    with monkeypatch.context() as patch:
+        patch.setattr("sam_blvit.train.rounds.answer_all", asked)
+        yield turns
+
+
+@contextmanager
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many masks the decoder is asked for, call by call."""
+    calls: list[int] = []
+
+    def asked(decoder: nn.Module, **given: Any) -> Any:
+        calls.append(len(given["sparse_prompt_embeddings"]))
+        return predict_masks(decoder, **given)
 
     with monkeypatch.context() as patch:
         patch.setattr("sam_blvit.train.rounds.predict_masks", asked)
-        patch.setattr(sam.prompt_encoder, "forward", encoded)
         yield calls
 
 
@@ -93,7 +101,7 @@ def test_prompts_are_embedded_as_by_sams_own_prompt_encoder(sam: Sam, points: in
     else:
         xy, labels = torch.cat([boxes.view(4, 2, 2), xy], 1), torch.cat([torch.tensor([[2, 3]] * 4), labels], 1)
     torch.testing.assert_close(sorted_tokens(embed_points(sam.prompt_encoder, xy, labels)), sorted_tokens(theirs))
-    logits, iou = predict_all(sam, embedding(), xy, labels, None)
+    logits, iou = predict_all(sam, embedding(), [4], xy, labels, None)
     expected = sam.mask_decoder.predict_masks(embedding(), sam.prompt_encoder.get_dense_pe(), theirs, dense)
     torch.testing.assert_close((logits, iou), expected, rtol=1e-3, atol=1e-3)
 
@@ -102,23 +110,22 @@ def test_prompts_are_embedded_as_by_sams_own_prompt_encoder(sam: Sam, points: in
 def test_the_decoder_is_asked_as_often_as_the_kind_of_training_says(
     sam: Sam, monkeypatch: pytest.MonkeyPatch, prompts: str, rounds: int
 ) -> None:
-    with recording(sam, monkeypatch) as calls:
+    with counting(monkeypatch) as calls:
         losses(sam, sample(1), prompts=prompts)
-    assert len(calls) == rounds
+    assert calls == [1] * rounds
 
 
-def slow_losses(sam: Sam, of: Sample, calls: list[dict[str, Tensor]]) -> dict[int, Tensor]:
+def slow_losses(of: Sample, turns: list[list[tuple[Question, Answer]]]) -> dict[int, Tensor]:
     """Loss by annotation, from what the decoder answered, mask by mask."""
     groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
-    rounds = len(calls) // len(groups)
     found = {}
     for g, group in enumerate(groups):
         for i, ann_id in enumerate(group.ann_ids):
             truth = Truth(of.masks[of.ann_ids.index(ann_id)][None], of.valid)
             values = []
-            for number, call in enumerate(calls[g * rounds : (g + 1) * rounds]):
+            for number, turn in enumerate(turns):
                 heads = Heads.SINGLE if number else group.heads
-                seen, iou = call["logits"][i : i + 1, heads.outputs], call["predicted"][i : i + 1, heads.outputs]
+                seen, iou = (output[i : i + 1, heads.outputs] for output in turn[g][1])
                 values.append(mask_loss(compare(seen, truth), iou, heads).total)
             found[ann_id] = sum(values) / len(values)
     return found
@@ -128,10 +135,10 @@ def test_the_loss_of_a_mask_is_the_mean_over_its_rounds_in_the_order_of_the_samp
     sam: Sam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = sample()
-    with recording(sam, monkeypatch) as calls:
+    with recording(monkeypatch) as turns:
         total = losses(sam, of).total
-    assert len(calls) == 12  # four rounds of boxes, of single points and of several
-    expected = slow_losses(sam, of, calls)
+    assert [len(turn) for turn in turns] == [3] * 4  # rounds of boxes, of single points and of several
+    expected = slow_losses(of, turns)
     torch.testing.assert_close(total, torch.cat([expected[ann_id] for ann_id in of.ann_ids]))
 
 
@@ -165,40 +172,35 @@ def test_each_round_goes_on_from_the_last_answer_and_learns_nothing_through_it(
 ) -> None:
     of = sample()
     groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
-    with recording(sam, monkeypatch) as calls:
+    with recording(monkeypatch) as turns:
         losses(sam, of)
     for g, group in enumerate(groups):
-        rounds = calls[4 * g : 4 * g + 4]
-        assert rounds[0]["last"].numel() == 0
+        assert turns[0][g][0].last is None
         for number in range(1, 4):
-            before, last = rounds[number - 1], rounds[number]["last"]
+            (logits, predicted), last = turns[number - 1][g][1], turns[number][g][0].last
+            assert last is not None
             assert not last.requires_grad
             for i in range(len(group.masks)):
                 unclear = number == 1 and group.heads is Heads.MULTI
-                answer = 1 + int(before["predicted"][i, 1:].argmax()) if unclear else 0
-                assert torch.equal(last[i, 0], before["logits"][i, answer])
+                answer = 1 + int(predicted[i, 1:].argmax()) if unclear else 0
+                assert torch.equal(last[i, 0], logits[i, answer])
 
 
 def test_correction_rounds_add_a_point_at_an_error_of_the_last_answer_and_the_last_round_none(
     sam: Sam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = sample()
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def embedded(prompt_encoder: nn.Module, coords: Tensor, labels: Tensor) -> Tensor:
-        seen.append((coords, labels))
-        return embed_points(prompt_encoder, coords, labels)
-
-    monkeypatch.setattr("sam_blvit.train.rounds.embed_points", embedded)
-    with recording(sam, monkeypatch) as calls:
+    with recording(monkeypatch) as turns:
         losses(sam, of)
     groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
     for g, group in enumerate(groups):
-        tokens = [labels.shape[1] for _, labels in seen[4 * g : 4 * g + 4]]
+        questions = [turn[g][0] for turn in turns]
+        tokens = [question.labels.shape[1] for question in questions]
         assert tokens == [tokens[0], tokens[0] + 1, tokens[0] + 2, tokens[0] + 2]
         for number in (1, 2):
-            coords, labels = seen[4 * g + number]
-            answer = F.interpolate(calls[4 * g + number]["last"], (SIDE, SIDE), mode="bilinear")[:, 0] > 0
+            coords, labels, last = questions[number].coords, questions[number].labels, questions[number].last
+            assert last is not None
+            answer = F.interpolate(last, (SIDE, SIDE), mode="bilinear")[:, 0] > 0
             for i, mask in enumerate(group.masks.tolist()):
                 column, row = (int((c + 0.5) / 2) for c in coords[i, -1].tolist())
                 assert labels[i, -1] == of.masks[mask, row, column].long()
@@ -228,9 +230,10 @@ def test_every_round_draws_anew(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_answers_iou_is_the_last_rounds(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
     of = sample(1)
-    with recording(sam, monkeypatch) as calls:
+    with recording(monkeypatch) as turns:
         loss = losses(sam, of)
-    answer = F.interpolate(calls[-1]["logits"][:, :1], (SIDE, SIDE), mode="bilinear")[0, 0, :48] > 0
+    ((_, (logits, _)),) = turns[-1]
+    answer = F.interpolate(logits[:, :1], (SIDE, SIDE), mode="bilinear")[0, 0, :48] > 0
     overlap, union = (answer & of.masks[0, :48]).sum(), (answer | of.masks[0, :48]).sum()
     torch.testing.assert_close(loss.answer_iou, (overlap / union)[None])
     assert not loss.answer_iou.requires_grad
@@ -261,7 +264,7 @@ def test_checkpointed_rounds_have_the_same_loss_and_gradients(sam: Sam, point_sa
 
 
 def test_a_checkpointed_round_is_computed_again_in_the_backward_pass(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
-    with recording(sam, monkeypatch) as calls:
+    with counting(monkeypatch) as calls:
         loss = losses(sam, sample(1), embedding().requires_grad_(), checkpoint_rounds=True).total
         before = len(calls)
         loss.sum().backward()
@@ -269,15 +272,61 @@ def test_a_checkpointed_round_is_computed_again_in_the_backward_pass(sam: Sam, m
 
 
 def test_losses_are_fp32_and_coordinates_exact_under_autocast(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16), recording(sam, monkeypatch) as calls:
-        rough = losses(sam, sample())
-        assert all(call["logits"].dtype == torch.bfloat16 for call in calls)
+    embedded: list[Tensor] = []
+
+    def embedding_points(*given: Any) -> Tensor:
+        embedded.append(embed_points(*given))
+        return embedded[-1]
+
+    monkeypatch.setattr("sam_blvit.train.rounds.embed_points", embedding_points)
+    with torch.autocast("cpu", dtype=torch.bfloat16), recording(monkeypatch) as turns:
+        rough = losses(sam, sample(), prompts="evs")  # no prompt depends on an answer
+    assert all(logits.dtype == torch.bfloat16 for turn in turns for _, (logits, _) in turn)
     assert rough.total.dtype == torch.float32
-    with recording(sam, monkeypatch) as exact:
-        losses(sam, sample())
-    for group in (0, 4, 8):  # the prompts that depend on no answer
-        given = "sparse_prompt_embeddings"
-        assert torch.equal(calls[group][given], exact[group][given])
+    calls = len(embedded)
+    losses(sam, sample(), prompts="evs")
+    assert calls == len(embedded) - calls == 2
+    for in_bf16, exact in zip(embedded[:calls], embedded[calls:], strict=True):
+        assert torch.equal(in_bf16, exact)
+
+
+def photographs() -> tuple[list[Sample], Tensor]:
+    """Three of different sizes and numbers of masks, one without, and their embeddings."""
+    samples = [replace(sample(count), image_id=image_id) for image_id, count in enumerate((6, 0, 4, 1))]
+    samples[2] = replace(samples[2], valid=(40, 60))
+    return samples, torch.randn(4, 256, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"prompts": "sam11"}, {"prompts": "evs", "point_sample": 64}])
+def test_photographs_asked_about_together_have_the_losses_and_gradients_they_have_alone(
+    sam: Sam, settings: dict[str, Any]
+) -> None:
+    samples, embeddings = photographs()
+    found = []
+    for batches in ([samples], [[each] for each in samples]):
+        at = embeddings.clone().requires_grad_()
+        sam.zero_grad()
+        rest = at
+        parts = []
+        for batch in batches:
+            here, rest = rest[: len(batch)], rest[len(batch) :]
+            given = {"prompts": "mixed", "correction_rounds": 2, "seed": 0, **settings}
+            parts.append(mask_losses(sam, batch, here, **given).total)
+        torch.cat(parts).sum().backward()
+        found.append([torch.cat(parts).detach(), at.grad, *(p.grad for p in sam.mask_decoder.parameters())])
+    for together, alone in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_the_decoder_is_asked_for_all_prompts_of_as_many_tokens_at_once(
+    sam: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, embeddings = photographs()
+    with recording(monkeypatch) as turns, counting(monkeypatch) as calls:
+        mask_losses(sam, samples, embeddings, prompts="mixed", correction_rounds=1, seed=0)
+    kinds = [{question.labels.shape[1] for question, _ in turn} for turn in turns]
+    assert len(calls) == sum(len(tokens) for tokens in kinds) < sum(len(turn) for turn in turns)
+    assert sum(calls) == 3 * 11
 
 
 def test_the_point_sampled_loss_approximates_that_of_all_pixels(sam: Sam) -> None:

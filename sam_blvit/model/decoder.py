@@ -12,7 +12,7 @@ Shapes:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -136,19 +136,29 @@ def predict_masks(
     image_pe: Tensor,
     sparse_prompt_embeddings: Tensor,
     dense_prompt_embeddings: Tensor,
+    counts: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`MaskDecoder.predict_masks`, its results to rounding: logits (P, 4, 4G, 4G) and predicted IoU (P, 4).
 
-    `image_embeddings` and `image_pe` (1, C, G, G); `sparse_prompt_embeddings` (P, t, C); `dense_prompt_embeddings`
-    (P, C, G, G), or (1, C, G, G), possibly expanded, for all.
+    `image_embeddings` (B, C, G, G), of which the first has the first of `counts` prompts, and so on; one has all.
+    `image_pe` (1, C, G, G); `sparse_prompt_embeddings` (P, t, C); `dense_prompt_embeddings` (P, C, G, G), or
+    (1, C, G, G), possibly expanded, for all.
     """
+    counts = [len(sparse_prompt_embeddings)] if counts is None else counts
     if not _foldable(decoder, sparse_prompt_embeddings, image_embeddings):
-        return decoder.predict_masks(
-            image_embeddings=image_embeddings,
-            image_pe=image_pe,
-            sparse_prompt_embeddings=sparse_prompt_embeddings,
-            dense_prompt_embeddings=dense_prompt_embeddings,
-        )
+        dense = dense_prompt_embeddings.expand(len(sparse_prompt_embeddings), -1, -1, -1)
+        prompts = zip(sparse_prompt_embeddings.split(counts), dense.split(counts), strict=True)
+        answers = [
+            decoder.predict_masks(
+                image_embeddings=image, image_pe=image_pe, sparse_prompt_embeddings=sparse, dense_prompt_embeddings=masks
+            )
+            for image, (sparse, masks) in zip(image_embeddings.split(1), prompts, strict=True)
+        ]
+        logits, predicted = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        return logits, predicted
+    if len(counts) > 1:
+        of_images = zip(image_embeddings.split(1), counts, strict=True)
+        image_embeddings = torch.cat([image.expand(count, -1, -1, -1) for image, count in of_images])
     tokens, image = _attend(decoder, image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
     return _logits(decoder, tokens, image, slice(None)), decoder.iou_prediction_head(tokens[:, 0])
 
@@ -236,7 +246,7 @@ def _known(part: nn.Module) -> bool:
 def _attend(
     decoder: MaskDecoder, embedding: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The decoder's transformer: tokens (P, T, C) and images (P, N, C)."""
+    """The decoder's transformer: tokens (P, T, C) and images (P, N, C). `embedding` (1 or P, C, G, G)."""
     if dense.stride(0) == 0:  # expanded: no prompt brings a mask
         dense = dense[:1]
     start = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(sparse), -1, -1)

@@ -118,22 +118,19 @@ class Objective(nn.Module):
                 losses.append(self._distillation(encoding, target.of(places), valid, plan, parts))
             losses += self._listwise(encoding, valid, plan, parts)
             if plan.with_masks:
-                losses += [
-                    self._masks(samples[place], embedding[None], plan, parts)
-                    for place, embedding in zip(places, encoding.embedding, strict=True)
-                ]
+                losses.append(self._masks([samples[place] for place in places], encoding.embedding, plan, parts))
             if plan.with_health and not health:
                 health.update(router_health(encoding, valid))
         loss = torch.stack(losses).sum()
         parts["loss"] += loss.detach()
         return loss, len(groups)
 
-    def _masks(self, sample: Sample, embedding: Tensor, plan: StepPlan, parts: dict[str, Tensor]) -> Tensor:
+    def _masks(self, samples: list[Sample], embeddings: Tensor, plan: StepPlan, parts: dict[str, Tensor]) -> Tensor:
         with self._autocast():
             loss = mask_losses(
                 self.student,
-                sample,
-                embedding,
+                samples,
+                embeddings,
                 prompts=self.config.prompts,
                 correction_rounds=self.config.correction_rounds,
                 seed=self.config.seed,

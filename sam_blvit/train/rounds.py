@@ -1,13 +1,18 @@
-"""The mask loss of a photograph: ask for its masks, compare, point at an error, ask again.
+"""The mask loss of photographs: ask for their masks, compare, point at an error, ask again.
+
+Every kind of prompt of a photograph goes through rounds of its own; in each turn the decoder is asked once for all that
+have as many tokens, whichever photograph they are of: asked for a few masks at a time it would start thousands of small
+kernels.
 
 Shapes:
-    n  masks of a sample    P  of them with one kind of prompt    T  tokens of a prompt    G  tokens along a side
-    H  outputs of the decoder that may answer: 1, 3 or all 4
+    B  photographs    n  masks of all    P  of them with one kind of prompt, or asked for at once    T  tokens of a prompt
+    G  tokens along a side    H  outputs of the decoder that may answer: 1, 3 or all 4
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 
@@ -23,14 +28,31 @@ from sam_blvit.train.losses import Heads, MaskLoss, Truth, answer_of, compare, m
 from sam_blvit.train.sampling import Draws, Purpose, loss_places, on_device
 from sam_blvit.train.simulate import Prompts, add_error_points, draw_prompts, plan_rounds
 
-Decoder = Callable[[Tensor, Tensor, "Tensor | None"], "tuple[Tensor, Tensor]"]
-"""Coordinates, labels and the last mask's logits to every output's logits and predicted IoU."""
+
+@dataclass(frozen=True)
+class Question:
+    """P prompts on a photograph."""
+
+    photograph: int
+    """Its place in the batch."""
+    coords: Tensor
+    """(P, T, 2), as in Prompts."""
+    labels: Tensor
+    """(P, T), as in Prompts."""
+    last: Tensor | None
+    """(P, 1, 4G, 4G): logits of the masks to go on from."""
+
+
+Answer = tuple[Tensor, Tensor]
+"""Logits (P, 4, 4G, 4G) and predicted IoU (P, 4) of every output of the decoder."""
+Rounds = Generator[Question, Answer, MaskLoss]
+"""Asks, is sent the answer, asks again, and returns the loss of each of P masks."""
 
 
 def mask_losses(
     sam: Sam,
-    sample: Sample,
-    embedding: Tensor,
+    samples: Sequence[Sample],
+    embeddings: Tensor,
     *,
     prompts: str,
     correction_rounds: int,
@@ -38,50 +60,87 @@ def mask_losses(
     point_sample: int = 0,
     checkpoint_rounds: bool = False,
 ) -> MaskLoss:
-    """Loss of each of the sample's n masks, in its order, mean over the rounds; the answer's IoU is the last round's.
+    """Loss of each of the n masks of `samples`, in their order, mean over the rounds; the answer's IoU is the last
+    round's.
 
-    `embedding` (1, 256, G, G) of the sample's image; `prompts` one of STYLES; `point_sample`: places of a mask that
+    `embeddings` (B, 256, G, G) of the samples' images; `prompts` one of STYLES; `point_sample`: places of a mask that
     focal and dice loss look at, 0 for all; `checkpoint_rounds` computes each round again in the backward pass.
     With no mask all is empty, and its sum has the gradient zero.
     """
-    if not sample.ann_ids:
-        nothing = embedding.flatten()[:0].float()
+    device = embeddings.device
+    decoder = partial(predict_all, sam)
+    if checkpoint_rounds:
+        decoder = partial(checkpoint, decoder, use_reentrant=False, preserve_rng_state=False)
+    order: list[Tensor] = []
+    games: list[Rounds] = []
+    for photograph, sample in enumerate(samples):
+        if not sample.ann_ids:
+            continue
+        draws = Draws(seed, sample.epoch, sample.image_id)
+        game = _Game(
+            photograph,
+            plan=plan_rounds(prompts, correction_rounds, draws),
+            draws=draws,
+            image_size=sam.image_encoder.img_size,
+            point_sample=point_sample,
+        )
+        sample = replace(sample, masks=on_device(sample.masks, device))
+        before = sum(len(earlier.ann_ids) for earlier in samples[:photograph])
+        for group in draw_prompts(sample, prompts, image_size=game.image_size, draws=draws):
+            order.append(before + group.masks)
+            truth = Truth(sample.masks[on_device(group.masks, device)], sample.valid)
+            games.append(game.rounds(group, truth))
+    if not games:
+        nothing = embeddings.flatten()[:0].float()
         return MaskLoss(total=nothing, focal=nothing, dice=nothing, iou=nothing, answer_iou=nothing.detach())
-    device = embedding.device
-    draws = Draws(seed, sample.epoch, sample.image_id)
-    decoder = partial(predict_all, sam, embedding)
-    game = _Game(
-        partial(checkpoint, decoder, use_reentrant=False, preserve_rng_state=False) if checkpoint_rounds else decoder,
-        plan=plan_rounds(prompts, correction_rounds, draws),
-        draws=draws,
-        image_size=sam.image_encoder.img_size,
-        point_sample=point_sample,
-    )
-    sample = replace(sample, masks=on_device(sample.masks, device))
-    groups = draw_prompts(sample, prompts, image_size=game.image_size, draws=draws)
-    losses = [game.loss(group, Truth(sample.masks[on_device(group.masks, device)], sample.valid)) for group in groups]
-    order = on_device(torch.cat([group.masks for group in groups]).argsort(), device)
-    return _per_field(lambda *values: torch.cat(values)[order], losses)
+    losses = _play(games, lambda questions: answer_all(decoder, embeddings, questions))
+    places = on_device(torch.cat(order).argsort(), device)
+    return _per_field(lambda *values: torch.cat(values)[places], losses)
+
+
+def answer_all(decoder: Callable[..., Answer], embeddings: Tensor, questions: Sequence[Question]) -> list[Answer]:
+    """The answer to each of `questions`, by one call of `decoder`, which is `predict_all` of a Sam, for each number of
+    tokens. `embeddings` (B, 256, G, G) of all photographs; the questions on one follow each other."""
+    alike: dict[tuple[int, bool], list[int]] = defaultdict(list)
+    for place, question in enumerate(questions):
+        alike[question.labels.shape[1], question.last is None].append(place)
+    answers: dict[int, Answer] = {}
+    for (_, first), places in alike.items():
+        asked = [questions[place] for place in places]
+        counts: dict[int, int] = defaultdict(int)
+        for question in asked:
+            counts[question.photograph] += len(question.labels)
+        logits, iou = decoder(
+            torch.stack([embeddings[photograph] for photograph in counts]),
+            list(counts.values()),
+            torch.cat([question.coords for question in asked]),
+            torch.cat([question.labels for question in asked]),
+            None if first else torch.cat([question.last for question in asked if question.last is not None]),
+        )
+        sizes = [len(question.labels) for question in asked]
+        answers.update(zip(places, zip(logits.split(sizes), iou.split(sizes), strict=True), strict=True))
+    return [answers[place] for place in range(len(questions))]
 
 
 def predict_all(
-    sam: Sam, embedding: Tensor, coords: Tensor, labels: Tensor, last: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    sam: Sam, embeddings: Tensor, counts: Sequence[int], coords: Tensor, labels: Tensor, last: Tensor | None
+) -> Answer:
     """Logits (P, 4, 4G, 4G) and predicted IoU (P, 4) of every output of the decoder.
 
-    `embedding` (1, 256, G, G); `coords` (P, T, 2) and `labels` (P, T) as in Prompts; `last` (P, 1, 4G, 4G): logits of
-    the mask to go on from.
+    `embeddings` (B, 256, G, G), of which the first has the first of `counts` prompts, and so on; `coords` (P, T, 2) and
+    `labels` (P, T) as in Prompts; `last` (P, 1, 4G, 4G): logits of the masks to go on from.
     """
-    with torch.autocast(embedding.device.type, enabled=False):  # coordinates want more than bf16's eight bits
+    with torch.autocast(embeddings.device.type, enabled=False):  # coordinates want more than bf16's eight bits
         _, dense = sam.prompt_encoder(points=None, boxes=None, masks=last)
         sparse = embed_points(sam.prompt_encoder, coords, labels)
         positions = sam.prompt_encoder.get_dense_pe()
     return predict_masks(
         sam.mask_decoder,
-        image_embeddings=embedding,
+        image_embeddings=embeddings,
         image_pe=positions,
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
+        counts=counts,
     )
 
 
@@ -99,7 +158,8 @@ def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor) 
 class _Game:
     """The rounds that all prompts of a photograph go through."""
 
-    decoder: Decoder
+    photograph: int
+    """Its place in the batch."""
     _: KW_ONLY
     plan: list[bool]
     """For each round after the first, whether it adds a point."""
@@ -107,13 +167,13 @@ class _Game:
     image_size: int
     point_sample: int
 
-    def loss(self, prompts: Prompts, truth: Truth) -> MaskLoss:
-        """Loss of each of P masks, mean over the rounds."""
+    def rounds(self, prompts: Prompts, truth: Truth) -> Rounds:
+        """Ask for P masks; the loss of each is the mean over the rounds."""
         losses: list[MaskLoss] = []
         last: Tensor | None = None
         for number, point_follows in enumerate([*self.plan, False]):
-            outputs = self.decoder(prompts.coords, prompts.labels, last)
-            logits, iou = (output[:, prompts.heads.outputs].float() for output in outputs)
+            answer = yield Question(self.photograph, prompts.coords, prompts.labels, last)
+            logits, iou = (output[:, prompts.heads.outputs].float() for output in answer)
             compared = compare(logits, truth, places=self._places(logits, truth, prompts.ann_ids, number))
             losses.append(mask_loss(compared, iou, prompts.heads))
             answers = (torch.arange(len(iou), device=iou.device), answer_of(iou, prompts.heads))
@@ -140,6 +200,21 @@ class _Game:
         generators = self.draws.masks(prompts.ann_ids, number, Purpose.PROMPT)
         draws = torch.tensor([[rng.random()] for rng in generators], dtype=torch.float64)
         return add_error_points(prompts, answer, truth, image_size=self.image_size, draws=draws)
+
+
+def _play(games: Sequence[Rounds], answered: Callable[[Sequence[Question]], Sequence[Answer]]) -> list[MaskLoss]:
+    """What each of `games` returns; in each turn the questions of all that still ask are `answered` together."""
+    losses: dict[int, MaskLoss] = {}
+    questions = {place: next(game) for place, game in enumerate(games)}
+    while questions:
+        answers = dict(zip(questions, answered(list(questions.values())), strict=True))
+        questions = {}
+        for place, answer in answers.items():
+            try:
+                questions[place] = games[place].send(answer)
+            except StopIteration as end:
+                losses[place] = end.value
+    return [losses[place] for place in range(len(games))]
 
 
 def _per_field(combine: Callable[..., Tensor], losses: list[MaskLoss]) -> MaskLoss:
