@@ -150,7 +150,10 @@ def predict_masks(
         prompts = zip(sparse_prompt_embeddings.split(counts), dense.split(counts), strict=True)
         answers = [
             decoder.predict_masks(
-                image_embeddings=image, image_pe=image_pe, sparse_prompt_embeddings=sparse, dense_prompt_embeddings=masks
+                image_embeddings=image,
+                image_pe=image_pe,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=masks,
             )
             for image, (sparse, masks) in zip(image_embeddings.split(1), prompts, strict=True)
         ]

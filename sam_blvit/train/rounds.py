@@ -5,8 +5,8 @@ have as many tokens, whichever photograph they are of: asked for a few masks at 
 kernels.
 
 Shapes:
-    B  photographs    n  masks of all    P  of them with one kind of prompt, or asked for at once    T  tokens of a prompt
-    G  tokens along a side    H  outputs of the decoder that may answer: 1, 3 or all 4
+    B  photographs    n  masks of all    P  of them that have one kind of prompt, or are asked for at once
+    T  tokens of a prompt    G  tokens along a side    H  outputs of the decoder that may answer: 1, 3 or all 4
 """
 
 from __future__ import annotations
@@ -210,11 +210,20 @@ def _play(games: Sequence[Rounds], answered: Callable[[Sequence[Question]], Sequ
         answers = dict(zip(questions, answered(list(questions.values())), strict=True))
         questions = {}
         for place, answer in answers.items():
-            try:
-                questions[place] = games[place].send(answer)
-            except StopIteration as end:
-                losses[place] = end.value
+            turn = _sent(games[place], answer)
+            if isinstance(turn, Question):
+                questions[place] = turn
+            else:
+                losses[place] = turn
     return [losses[place] for place in range(len(games))]
+
+
+def _sent(game: Rounds, answer: Answer) -> Question | MaskLoss:
+    """What `game` makes of the answer: its next question, or its end."""
+    try:
+        return game.send(answer)
+    except StopIteration as end:
+        return end.value
 
 
 def _per_field(combine: Callable[..., Tensor], losses: list[MaskLoss]) -> MaskLoss:
