@@ -130,7 +130,7 @@ def recipe(name: str) -> FinetuneConfig:
 
 def student_of(config: FinetuneConfig) -> ModelConfig:
     """The model that `config` trains."""
-    return model_config(config.model, **({} if config.window is None else {"window": config.window}))
+    return model_config(config.model, **config.model_overrides)
 
 
 def arithmetic(config: FinetuneConfig) -> Arithmetic:

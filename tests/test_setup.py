@@ -168,3 +168,13 @@ def test_a_run_that_would_train_nothing_is_refused(data: Path, refused: Callable
     with refused(ValueError, "every learning rate is 0: there is nothing to train"):
         prepared(data, **rates)
     assert replace(prepared(data, **{**rates, "prompt_lr": 1.0}).config).prompt_lr == 1.0
+
+
+def test_a_checkpoint_whose_router_does_not_learn_is_told_nothing(
+    data: Path, tmp_path: Path, randomize: Callable[[nn.Module], Any]
+) -> None:
+    path = tmp_path / "random.safetensors"
+    model = override(MODELS["blvit_tiny"], router="random", score_scaling=False)
+    save_sam(randomize(build_sam(model)), path)
+    with pytest.raises(ValueError, match=r"random\.safetensors was saved with router=random; leave it out"):
+        prepared(data, checkpoint=path, listwise_weight=1.0)

@@ -68,6 +68,11 @@ def prepare(config: FinetuneConfig, source: Source, processes: Processes, *, war
     torch.manual_seed(config.seed)  # fresh weights; nothing after this draws from a global generator
     device = pick_device(config.device)
     student, teacher = load_student_and_teacher(config)
+    if config.listwise_weight and student.config.router != "learned":  # of the file; else the config refuses
+        raise ValueError(
+            f"listwise_weight={config.listwise_weight}: no effect, {config.checkpoint} was saved with "
+            f"router={student.config.router}; leave it out, or add --options router=learned"
+        )
     student.to(device).train()
     dataset = _dataset(config, source, student)
     if warm and config.warm_start == "layerwise":
