@@ -147,24 +147,6 @@ class SubsetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesConfig(TrainingDataConfig):
-    """Photographs with shapes pasted onto them."""
-
-    output: Path
-    """Directory for shapes.tar."""
-    images: int = 2000
-    """Photographs to make."""
-    shapes: int = 16
-    """Shapes pasted onto each."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_at_least(self, 1, "images", "shapes")
-        if self.holdout:
-            raise ValueError(f"holdout={self.holdout}: no effect, shapes may lie on any photograph; use exclude")
-
-
-@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TeacherConfig):
     """One training run: distillation from a teacher SAM plus the mask loss, or the mask loss alone."""
 
