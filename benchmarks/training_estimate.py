@@ -209,7 +209,7 @@ def _kept_of_image(sam: Sam, config: FinetuneConfig, checkpoint_layers: bool) ->
 
 def _kept_of_mask(sam: Sam) -> float:
     """Bytes that autograd keeps of a mask and round in prompt encoder and decoder."""
-    grid, masks = sam.config.grid, 16
+    grid, masks = sam.config.embedding_grid, 16
     embedding = torch.empty(1, EMBEDDING_CHANNELS, grid, grid, requires_grad=True)
     last = torch.empty(masks, 1, 4 * grid, 4 * grid)
     coords, labels = torch.empty(masks, TOKENS, 2), torch.ones(masks, TOKENS, dtype=torch.long)

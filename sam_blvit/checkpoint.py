@@ -28,7 +28,7 @@ from sam_blvit.files import first_line, write_atomically
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.compiled import compile_encoder
 from sam_blvit.model.sam import Sam
-from sam_blvit.stored import CheckpointError, is_big_little, read_checkpoint, read_metadata, write_checkpoint
+from sam_blvit.stored import CheckpointError, check_fit, is_big_little, read_checkpoint, read_metadata, write_checkpoint
 
 __all__ = [
     "SHIPPED",
@@ -211,17 +211,7 @@ def _filled(config: ModelConfig, state: dict[str, Tensor], path: str | Path) -> 
     fresh = [name for name in expected if is_big_little(name)]
     if any(name in state for name in fresh):
         fresh = []
-    missing = [name for name in expected if name not in state and name not in fresh]
-    unexpected = [name for name in state if name not in expected]
-    misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of the wrong shape": misshapen}
-    if any(problems.values()):
-        listed = "; ".join(f"{_some(names)} {kind}" for kind, names in problems.items() if names)
-        raise CheckpointError(f"checkpoint {path} does not fit {config.name}: {listed}")
+    check_fit(state, expected, what=f"checkpoint {path} does not fit {config.name}", may_lack=set(fresh).__contains__)
     if fresh:
         warnings.warn(
             f"{config.name}: {path} is a plain SAM; its weights fill the performance blocks, neck, prompt encoder and "
@@ -251,8 +241,3 @@ def _with_positions_for(
         if name.startswith(tables) and ".rel_pos_" in name and name in expected and len(value) != len(expected[name]):
             resized[name] = F.interpolate(value.float().T[None], len(expected[name]), mode="linear")[0].T
     return {**state, **resized}
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

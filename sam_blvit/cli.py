@@ -22,7 +22,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.checkpoint import load_sam, save_plain_sam
-from sam_blvit.config import BenchmarkConfig, EverythingConfig, FlopsConfig, SegmentConfig
+from sam_blvit.config import BenchmarkConfig, EverythingConfig, FlopsConfig, ImportConfig, SegmentConfig
 
 USAGE_ERROR = 2
 Action = Callable[[], object]
@@ -36,6 +36,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "flops": flops,
         "benchmark": benchmark,
         "convert": convert,
+        "import": import_,
     }
 
     def parse() -> Action:
@@ -155,6 +156,17 @@ def convert(checkpoint: Positional[Path], output: Positional[Path]) -> Action:
         print(f"{output}: plain SAM of {sam.config.name}'s size; left out {len(left_out)} big.LITTLE tensors")
 
     return action
+
+
+def import_(model: Positional[str], config: OmitArgPrefixes[ImportConfig]) -> Action:
+    """Write a checkpoint of ours from a plain ViT (DINOv2, MAE, DeiT) and from an exported SAM decoder.
+
+    Args:
+        model: Registry name of the dense model that the weights are for, as in vit_s.
+    """
+    from sam_blvit.importing.command import import_weights  # onnx only where it is used
+
+    return lambda: print(import_weights(model, config))
 
 
 def _call(parse: Callable[[], Action]) -> None:

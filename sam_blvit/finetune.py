@@ -18,6 +18,7 @@ from sam_blvit.evaluate.validation import Validation
 from sam_blvit.files import output_directory
 from sam_blvit.train.interrupt import REQUEUE, Interrupt
 from sam_blvit.train.loop import train
+from sam_blvit.train.precision import with_precision
 from sam_blvit.train.preflight import dry_run_data, preflight
 from sam_blvit.train.setup import Training, prepare
 from sam_blvit.train.state import Checkpoints
@@ -28,7 +29,7 @@ def finetune(config: FinetuneConfig) -> None:
 
     ValueError, one line, if anything is amiss; SystemExit with code 75 where SIGTERM or SIGUSR1 asked to stop.
     """
-    device = pick_device(config.device)
+    config, device = with_precision(config), pick_device(config.device)
     only_looks = config.preflight or config.dry_run_data
     interrupt = Interrupt()
     with nullcontext() if only_looks else interrupt, joined_processes(device) as processes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,37 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {}
     with safe_open(path, framework="pt") as file:
         return {name: text for name, text in (file.metadata() or {}).items() if name != CONFIG_KEY}
+
+
+def check_fit(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    *,
+    what: str,
+    may_lack: Callable[[str], bool] = lambda _name: False,
+) -> None:
+    """Raise CheckpointError, one line that starts with `what`, unless `state` has the names and shapes of `expected`.
+
+    `may_lack` says which names need not be there.
+    """
+    problems = {
+        "missing": [name for name in expected if name not in state and not may_lack(name)],
+        "unexpected": [name for name in state if name not in expected],
+        "of the wrong shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in expected
+            if name in state and state[name].shape != expected[name].shape
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{some_of(names)} {kind}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{what}: {listed}")
+
+
+def some_of(names: Sequence[str], most: int = 4) -> str:
+    """The first of `names`, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def is_big_little(name: str) -> bool:

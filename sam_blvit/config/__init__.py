@@ -2,7 +2,15 @@
 anywhere."""
 
 from sam_blvit.config.benchmark import ASPECTS, BENCHMARK_CHOICES, BenchmarkConfig
-from sam_blvit.config.commands import DEVICES, EverythingConfig, FlopsConfig, SegmentConfig, WeightsConfig, check_seed
+from sam_blvit.config.commands import (
+    DEVICES,
+    EverythingConfig,
+    FlopsConfig,
+    ImportConfig,
+    SegmentConfig,
+    WeightsConfig,
+    check_seed,
+)
 from sam_blvit.config.evaluation import EVALUATION_CHOICES, CalibrationConfig, EvaluationConfig, ReportConfig
 from sam_blvit.config.model import (
     COMPUTE_DTYPES,
@@ -45,6 +53,7 @@ __all__ = [
     "EverythingConfig",
     "FinetuneConfig",
     "FlopsConfig",
+    "ImportConfig",
     "ModelConfig",
     "ReportConfig",
     "SegmentConfig",

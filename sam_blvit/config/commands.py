@@ -83,6 +83,22 @@ class EverythingConfig(WeightsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Which files weights are brought in from."""
+
+    encoder: Path | None = None
+    """A plain ViT of the model's width (DINOv2, MAE, DeiT; .pth, .safetensors or .onnx). Default: untrained."""
+    decoder: Path | None = None
+    """An exported SAM decoder (.onnx), for prompt encoder and mask decoder. Default: untrained."""
+    output: Path
+    """The checkpoint to write, .safetensors."""
+
+    def __post_init__(self) -> None:
+        if self.encoder is None and self.decoder is None:
+            raise ValueError("neither encoder nor decoder is given: name at least one file to import")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FlopsConfig:
     """What `sam-blvit flops` counts and how it prints."""
 

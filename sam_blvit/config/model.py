@@ -45,6 +45,9 @@ class ModelConfig:
     """Layers that attend over all tokens; every other layer attends inside a window."""
     image_size: int = 1024
     """Longest side of the encoder's input, pixels."""
+    enlarge: int = 1
+    """Factor by which one learned step after SAM's neck enlarges each side of the embedding; 1: there is no such step.
+    2 brings 512 pixels to the 64 x 64 that SAM's decoder was trained on."""
     window: int = SAM_WINDOW
     """Side of a window, tokens. Where it does not divide the grid, windowed attention pads as SAM does."""
     rel_pos_window: int = SAM_WINDOW
@@ -94,12 +97,14 @@ class ModelConfig:
             raise ValueError(f"image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}")
         if not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"window={self.window!r} is not a positive whole number of tokens")
-        for name in ("dim", "heads", "layers", "rel_pos_window"):
+        for name in ("dim", "heads", "layers", "rel_pos_window", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not a positive number")
         for name in ("global_layers", "routers_after", "little_layers"):
             if beyond := [layer for layer in getattr(self, name) if not 1 <= layer <= self.layers]:
                 raise ValueError(f"{name} names layer {beyond[0]}; {self.name} has layers 1 to {self.layers}")
+        if PATCH_SIZE % self.enlarge:
+            raise ValueError(f"enlarge={self.enlarge} does not divide the {PATCH_SIZE} pixels of a token's side")
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} does not divide into heads={self.heads}")
         check_keep_ratio(self.keep_ratio)
@@ -147,6 +152,16 @@ class ModelConfig:
         return self.image_size // PATCH_SIZE
 
     @property
+    def embedding_grid(self) -> int:
+        """Cells along a side of the image embedding (E); one cell covers `cell` pixels of the input."""
+        return self.grid * self.enlarge
+
+    @property
+    def cell(self) -> int:
+        """Side of one cell of the image embedding, pixels of the input."""
+        return PATCH_SIZE // self.enlarge
+
+    @property
     def routed(self) -> bool:
         """Whether any layer is routed."""
         return self.routed_from is not None
@@ -188,6 +203,9 @@ def _dense(name: str, dim: int, heads: int, layers: int, global_layers: tuple[in
 VIT_B = _dense("vit_b", 768, 12, 12, (3, 6, 9, 12))
 VIT_L = _dense("vit_l", 1024, 16, 24, (6, 12, 18, 24))
 VIT_H = _dense("vit_h", 1280, 16, 32, (8, 16, 24, 32))
+VIT_S = dataclasses.replace(
+    _dense("vit_s", 384, 6, 12, (3, 6, 9, 12)), image_size=512, window=16, rel_pos_window=16, enlarge=2
+)
 VIT_TINY = dataclasses.replace(
     _dense("vit_tiny", 192, 3, 12, (3, 6, 9, 12)), image_size=512, window=8, rel_pos_window=8
 )
@@ -198,6 +216,7 @@ MODELS: dict[str, ModelConfig] = {
         VIT_B,
         VIT_L,
         VIT_H,
+        VIT_S,
         VIT_TINY,
         dataclasses.replace(
             VIT_B,
@@ -230,6 +249,15 @@ MODELS: dict[str, ModelConfig] = {
             little_heads=12,
         ),
         dataclasses.replace(
+            VIT_S,
+            name="blvit_s_t",
+            routed_from=2,
+            routers_after=(1, 4, 7, 10),
+            little_layers=tuple(range(2, 13)),
+            little_dim=96,
+            little_heads=3,
+        ),
+        dataclasses.replace(
             VIT_TINY,
             name="blvit_tiny",
             routed_from=2,
@@ -240,7 +268,8 @@ MODELS: dict[str, ModelConfig] = {
         ),
     )
 }
-"""Every registry name and its model. vit_b, vit_l, vit_h are SAM's own; vit_tiny is the dense teacher of blvit_tiny."""
+"""Every registry name and its model. vit_b, vit_l, vit_h are SAM's own; vit_s and vit_tiny, and their big.LITTLE
+forms, are ours."""
 
 
 def model_config(name: str, **overrides: object) -> ModelConfig:

@@ -17,7 +17,7 @@ SAME = "same"
 TRAINING_CHOICES = {
     "device": DEVICES,
     "freeze": ("none", "performance"),
-    "precision": ("fp32", "bf16"),
+    "precision": ("auto", "fp32", "bf16"),
     "preset": ("default", "paper"),
     "prompts": ("mixed", "sam11", "evs"),
     "sharding": ("ddp", "fsdp"),
@@ -81,17 +81,20 @@ class TeacherConfig(TrainingDataConfig):
     """Whose image embeddings are to be matched, on which images."""
 
     teacher: Path | None = None
-    """Checkpoint of the SAM whose image embeddings are to be matched. Default: none, the mask loss alone."""
+    """The SAM whose image embeddings are to be matched: a checkpoint, or any exported encoder (.onnx). It sees each
+    photograph at its own input size. Default: none, the mask loss alone."""
     teacher_model: str = SAME
-    """Registry name of the teacher; same: the dense model of the size of `model`."""
+    """Registry name of the teacher; same: the dense model of the size of `model`. No effect on an exported one."""
+    teacher_decoder: Path | None = None
+    """The exported decoder (.onnx) of an exported teacher. Default: the file beside it with "decoder" for "encoder"."""
     model: str = "blvit_tiny"
     """Registry name of the model to train."""
     image_size: int | None = None
     """Longest side of the input, pixels. Default: the model's own."""
     batch_size: int | None = None
     """Images a process takes at once. Default: the preset's."""
-    precision: str = "fp32"
-    """fp32 or bf16 (autocast; losses stay in fp32)."""
+    precision: str = "auto"
+    """Of matrix products: fp32, bf16 (autocast; losses stay in fp32), or auto: bf16 where the processor has it."""
     workers: int = 2
     """Processes that read data, for each process that computes; 0 reads where it computes."""
     device: str = "auto"
@@ -225,6 +228,8 @@ class FinetuneConfig(TeacherConfig):
     """Peak learning rate of efficiency blocks, routers, alpha, gamma and the outside vector. Default: the preset's."""
     encoder_lr: float | None = None
     """Peak learning rate of performance blocks and neck; 0 freezes them. Default: the preset's."""
+    neck_lr: float | None = None
+    """Peak learning rate of neck and enlargement, where they start untrained. Default: encoder_lr."""
     decoder_lr: float | None = None
     """Peak learning rate of the mask decoder; 0 freezes it. Default: the preset's."""
     prompt_lr: float = 0.0
@@ -301,7 +306,7 @@ class FinetuneConfig(TeacherConfig):
             "warm_start_images",
         )
         _check_at_least(self, 1, "warm_start_steps")
-        _check_at_least(self, 0, "lr", "encoder_lr", "decoder_lr", "prompt_lr", "weight_decay", "warmup_steps")
+        _check_at_least(self, 0, "lr", "encoder_lr", "neck_lr", "decoder_lr", "prompt_lr", "weight_decay", "warmup_steps")
         _check_at_least(self, 0, "point_sample", "correction_rounds", "distillation_weight", "distillation_mse")
         _check_at_least(
             self, 0, "distillation_layers", "listwise_weight", "kd_only_steps", "picture_every", "validate_every"
@@ -379,10 +384,12 @@ class FinetuneConfig(TeacherConfig):
 
     def _check_distillation(self) -> None:
         """The teacher, and what is wanted of it."""
-        distils = ("teacher_cache", "teacher_model", "distillation_layers", "distillation_mse", "kd_only_steps")
+        distils = ("teacher_cache", "teacher_model", "teacher_decoder", "distillation_layers", "distillation_mse", "kd_only_steps")
         idle = [name for name in distils if getattr(self, name) != getattr(FinetuneConfig, name)]
         if self.teacher is None and idle:
             raise ValueError(f"{', '.join(idle)}: no effect without a teacher; name its checkpoint with teacher")
+        if self.teacher is not None and self.teacher.suffix == ".onnx" and self.distillation_layers:
+            raise ValueError("an exported teacher gives final embeddings alone; leave out distillation_layers")
         if self.teacher_cache is not None and (self.flip or self.smallest_crop < 1):
             raise ValueError("teacher_cache holds embeddings of whole photographs; leave out flip and smallest_crop")
         if self.teacher_cache is not None and self.distillation_layers:

@@ -11,7 +11,7 @@ Shapes:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -48,6 +48,8 @@ class Sample:
     """The n annotations."""
     valid: tuple[int, int]
     """Height and width, in pixels of `masks`, that the photograph covers."""
+    teacher_image: Tensor | None = None
+    """(3, h', w') uint8 RGB: the same view at the teacher's input size. None: the teacher sees `image`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Framing:
     valid: tuple[int, int]
     """Height and width of what is seen, in pixels of the loss."""
 
+    def scaled(self, factor: float) -> Framing:
+        """The same view at `factor` times the size."""
+        h, w = (max(1, round((part.stop - part.start) * self.scale * factor)) for part in self.window)
+        return replace(self, size=(h, w), scale=self.scale * factor)
+
     def view(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What is seen of `pixels` (H, W, ...), not resized."""
         seen = pixels[self.window]
@@ -91,9 +98,10 @@ class TrainingSamples(Dataset[Sample | Damaged]):
         smallest_crop: float = 1.0,
         flip: bool = False,
         seed: int = 0,
+        teacher_size: int | None = None,
     ) -> None:
         """`mask_side` (L): pixels along the square of a mask. `smallest_crop`: share of each side that a random
-        crop keeps at least; 1 crops nothing."""
+        crop keeps at least; 1 crops nothing. `teacher_size`: longest side of `teacher_image`, if there is to be one."""
         self.source = source
         self.image_size = image_size
         self.mask_side = mask_side
@@ -101,6 +109,7 @@ class TrainingSamples(Dataset[Sample | Damaged]):
         self.smallest_crop = smallest_crop
         self.flip = flip
         self.seed = seed
+        self.teacher_size = teacher_size
 
     def __len__(self) -> int:
         return len(self.source)
@@ -117,12 +126,18 @@ class TrainingSamples(Dataset[Sample | Damaged]):
         return Sample(
             epoch=epoch,
             image_id=annotated.image_id,
-            image=torch.from_numpy(_resized(annotated.pixels, framing)).permute(2, 0, 1).contiguous(),
+            image=_resized(annotated.pixels, framing),
             masks=torch.from_numpy(masks),
             boxes=torch.from_numpy(boxes),
             ann_ids=tuple(instance.ann_id for instance in seen),
             valid=framing.valid,
+            teacher_image=self._for_teacher(annotated.pixels, framing),
         )
+
+    def _for_teacher(self, pixels: NDArray[np.uint8], framing: Framing) -> Tensor | None:
+        if self.teacher_size is None:
+            return None
+        return _resized(pixels, framing.scaled(self.teacher_size / self.image_size))
 
     def _draw(self, annotated: Annotated, epoch: int) -> tuple[Framing, list[Instance]]:
         """What is seen of the photograph in `epoch`, and which of its objects."""
@@ -163,11 +178,12 @@ class TrainingSamples(Dataset[Sample | Damaged]):
         return masks[: len(seen)], boxes[: len(seen)], seen
 
 
-def _resized(pixels: NDArray[np.uint8], framing: Framing) -> NDArray[np.uint8]:
-    """The photograph as the model sees it (h, w, 3)."""
+def _resized(pixels: NDArray[np.uint8], framing: Framing) -> Tensor:
+    """The photograph as a model sees it (3, h, w)."""
     interpolation = cv2.INTER_AREA if framing.scale < 1 else cv2.INTER_LINEAR
     view = np.ascontiguousarray(framing.view(pixels))
-    return cv2.resize(view, framing.size[::-1], interpolation=interpolation).astype(np.uint8, copy=False)
+    resized = cv2.resize(view, framing.size[::-1], interpolation=interpolation).astype(np.uint8, copy=False)
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
 def _random_crop(height: int, width: int, smallest: float, rng: np.random.Generator) -> Window:

@@ -10,6 +10,7 @@ from typing import Any
 from sam_blvit.evaluate.provenance import gmacs, machine
 from sam_blvit.evaluate.summary import PROMPTS, markdown
 from sam_blvit.evaluate.validation import HOW, Validation, usual_keep_ratio
+from sam_blvit.exported.sam import ExportedSam
 from sam_blvit.files import output_directory, write_atomically, write_json
 from sam_blvit.measure.latency import milliseconds
 from sam_blvit.measure.mode import measuring
@@ -24,7 +25,7 @@ TURNS = 7
 
 
 def compare(
-    before: Sam, after: Sam, validation: Validation, *, keep_ratios: Sequence[float], output: Path
+    before: Sam | ExportedSam, after: Sam, validation: Validation, *, keep_ratios: Sequence[float], output: Path
 ) -> list[dict[str, Any]]:
     """Measure `before`, the SAM as it was brought, and `after` at each of `keep_ratios`; one row each, the same in all
     of the validation's processes, which call this at once.
@@ -45,7 +46,7 @@ def compare(
     return rows
 
 
-def _times(models: Sequence[tuple[Sam, float]]) -> list[dict[str, Any]]:
+def _times(models: Sequence[tuple[Sam | ExportedSam, float]]) -> list[dict[str, Any]]:
     """Milliseconds of each model at its keep ratio: medians over turns, as a machine is not always equally busy."""
     turns: list[list[dict[str, Any]]] = [[] for _ in models]
     for _ in range(TURNS):
@@ -90,15 +91,15 @@ def _note(row: dict[str, Any]) -> str:
     )
 
 
-def _row(which: str, sam: Sam, validation: Validation, keep_ratio: float) -> dict[str, Any]:
+def _row(which: str, sam: Sam | ExportedSam, validation: Validation, keep_ratio: float) -> dict[str, Any]:
     """`sam` at `keep_ratio`; plain JSON values."""
     mious = validation.mious(sam, keep_ratio=keep_ratio)
     with measuring(sam, keep_ratio):
         macs = gmacs(sam)
     return {
         "is": which,
-        "model": sam.config.name,
-        "image_size": sam.config.image_size,
+        "model": sam.name,
+        "image_size": sam.image_encoder.img_size,
         "keep_ratio": keep_ratio,
         "miou": mious,
         "protocol": HOW.protocol.label,

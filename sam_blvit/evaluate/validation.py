@@ -16,6 +16,8 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from segment_anything.modeling import Sam as OriginalSam
+
 from sam_blvit.config import FinetuneConfig
 from sam_blvit.data.instances import Instance, find_images, read_instances
 from sam_blvit.data.sources import Source
@@ -112,7 +114,7 @@ class Validation:
                 scores.update({f"{prefix}/{kind}/{prompt}": mean for prompt, mean in means.items()})
         return {**scores, SCORE: statistics.fmean(scores.values())}
 
-    def mious(self, sam: Sam, *, keep_ratio: float | None = None) -> dict[str, dict[str, float]]:
+    def mious(self, sam: OriginalSam, *, keep_ratio: float | None = None) -> dict[str, dict[str, float]]:
         """mIoU of `sam`, percent, by kind of photographs and prompt; at `keep_ratio`, or that which it was built with.
 
         To be called by all processes at once, too.
@@ -124,16 +126,16 @@ class Validation:
                 found[kind] = {prompt: mean for prompt, mean in means.items() if mean is not None}
         return found
 
-    def _rows(self, sam: Sam, share: Share) -> list[Row]:
+    def _rows(self, sam: OriginalSam, share: Share) -> list[Row]:
         """One for each object of all processes, in the order that one process alone would give."""
         mine = _together(lambda: measure_masks(sam, share.images, share.instances, HOW).rows, self.processes)
         parts = self.processes.gathered(mine)
         return sorted((row for rows in parts for row in rows), key=lambda row: row.image_id)
 
 
-def usual_keep_ratio(sam: Sam) -> float:
-    """The keep ratio that `sam` was built with; 1 for a dense one."""
-    return sam.config.keep_ratio if sam.config.routed else 1.0
+def usual_keep_ratio(sam: OriginalSam) -> float:
+    """The keep ratio that `sam` was built with; 1 for a dense one, or one that is not ours."""
+    return sam.config.keep_ratio if isinstance(sam, Sam) and sam.config.routed else 1.0
 
 
 def _share(read: Callable[[], tuple[list[Measurable], list[Instance]]], what: str, processes: Processes) -> Share:

@@ -47,6 +47,11 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def device_name(device: torch.device) -> str:
+    """What `device` is, for people: the card's or the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
 def now(device: torch.device) -> float:
     """Milliseconds on a clock, once `device` has done what it was given."""
     if device.type == "cuda":

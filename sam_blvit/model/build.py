@@ -16,20 +16,30 @@ def build_sam(config: ModelConfig) -> Sam:
     """A SAM with `config`'s encoder and SAM's own prompt encoder and mask decoder, all weights fresh, in eval mode."""
     sam = Sam(
         image_encoder=ImageEncoder(config),
-        prompt_encoder=PromptEncoder(
-            embed_dim=EMBEDDING_CHANNELS,
-            image_embedding_size=(config.grid, config.grid),
-            input_image_size=(config.image_size, config.image_size),
-            mask_in_chans=16,
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=EMBEDDING_CHANNELS, mlp_dim=2048, num_heads=8),
-            transformer_dim=EMBEDDING_CHANNELS,
-            iou_head_depth=3,
-            iou_head_hidden_dim=256,
-        ),
+        prompt_encoder=build_prompt_encoder(config.embedding_grid, config.image_size),
+        mask_decoder=build_mask_decoder(),
         pixel_mean=PIXEL_MEAN,
         pixel_std=PIXEL_STD,
     )
     return sam.eval()
+
+
+def build_prompt_encoder(grid: int, image_size: int) -> PromptEncoder:
+    """SAM's prompt encoder, fresh, for embeddings of `grid` cells a side and images of `image_size` pixels a side."""
+    return PromptEncoder(
+        embed_dim=EMBEDDING_CHANNELS,
+        image_embedding_size=(grid, grid),
+        input_image_size=(image_size, image_size),
+        mask_in_chans=16,
+    )
+
+
+def build_mask_decoder() -> MaskDecoder:
+    """SAM's mask decoder, fresh."""
+    return MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=EMBEDDING_CHANNELS, mlp_dim=2048, num_heads=8),
+        transformer_dim=EMBEDDING_CHANNELS,
+        iou_head_depth=3,
+        iou_head_hidden_dim=256,
+    )

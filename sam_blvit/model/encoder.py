@@ -1,7 +1,8 @@
 """The image encoder: SAM's, dense, or big.LITTLE with a dial for how many tokens it works on in full.
 
 Shapes:
-    B  images    Gh, Gw  token rows and columns    N  Gh * Gw    C  channels    G  grid of the square input
+    B  images    Gh, Gw  token rows and columns    N  Gh * Gw    C  channels
+    E  cells along a side of the embedding: those of the square input's token grid, times `enlarge`
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from sam_blvit.model.router import RandomRouter, Routing, TokenRouter, choose
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
 
+EMBEDDING_SCALE = 0.1
+"""About the standard deviation of SAM's embeddings. AdamW would take hundreds of steps from 1 to there."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Tokens on their way through the layers, and how they lie."""
@@ -42,7 +47,7 @@ class Encoding:
     """An image embedding and how it came about."""
 
     embedding: Tensor
-    """(B, 256, G, G) float32, what SAM's mask decoder reads."""
+    """(B, 256, E, E) float32, what SAM's mask decoder reads."""
     routings: dict[int, Routing]
     """The choice of each router that ran, by the layer it follows (from 1)."""
     logits: dict[int, Tensor]
@@ -61,6 +66,17 @@ class NeckNorm(LayerNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W) float32."""
         return super().forward(x.float())
+
+
+class Enlargement(nn.Sequential):
+    """The learned step that brings an embedding to a finer grid: each cell becomes `factor` x `factor` cells."""
+
+    def __init__(self, factor: int) -> None:
+        norm = NeckNorm(EMBEDDING_CHANNELS)
+        nn.init.constant_(norm.weight, EMBEDDING_SCALE)
+        super().__init__(
+            nn.ConvTranspose2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=factor, stride=factor), norm
+        )
 
 
 class ImageEncoder(nn.Module):
@@ -87,6 +103,7 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
             NeckNorm(EMBEDDING_CHANNELS),
         )
+        self.enlarge = Enlargement(config.enlarge) if config.enlarge > 1 else None
         if config.routed:
             self.outside = nn.Parameter(torch.zeros(EMBEDDING_CHANNELS))
         self.checkpoint_layers = False
@@ -119,7 +136,7 @@ class ImageEncoder(nn.Module):
         return -(-height // step) * step, -(-width // step) * step
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed normalised `images` (B, 3, H, W) as (B, 256, G, G), both float32.
+        """Embed normalised `images` (B, 3, H, W) as (B, 256, E, E), both float32.
 
         H and W are multiples of `size_step`, at most `img_size`; ValueError otherwise.
         """
@@ -197,7 +214,10 @@ class ImageEncoder(nn.Module):
                 x = self._run(layer, x, scopes, dense=dense, routing=routings.get(scored), branch_scale=branch_scale)
                 if layer in features_of:
                     features[layer] = layout.by_raster(x)
-            embedding = self.neck(layout.by_raster(x).permute(0, 3, 1, 2)).float()
+            embedding = self.neck(layout.by_raster(x).permute(0, 3, 1, 2))
+            if self.enlarge is not None:
+                embedding = self.enlarge(embedding)
+            embedding = embedding.float()
         return Encoding(
             embedding=self._on_canvas(embedding),
             routings=routings,
@@ -264,8 +284,8 @@ class ImageEncoder(nn.Module):
         return cast(nn.Module, self.routers[str(layer - 1)])  # named as SAM counts its blocks, from 0
 
     def _on_canvas(self, embedding: Tensor) -> Tensor:
-        """`embedding` (B, 256, Gh, Gw) as (B, 256, G, G): what no token covers is the learned vector `outside`."""
-        grid = self.config.grid
+        """`embedding` (B, 256, h, w) as (B, 256, E, E): what no token covers is the learned vector `outside`."""
+        grid = self.config.embedding_grid
         height, width = embedding.shape[-2:]
         if (height, width) == (grid, grid):
             return embedding

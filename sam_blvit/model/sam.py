@@ -32,6 +32,11 @@ class Sam(OriginalSam):
         """What this model is; goes into its checkpoints."""
         return self.image_encoder.config
 
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.config.name
+
     def preprocess(self, x: Tensor) -> Tensor:
         """Normalise pixels `x` (..., 3, h, w), 0 to 255, and zero-pad right and below to the encoder's input.
 

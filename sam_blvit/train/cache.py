@@ -13,15 +13,18 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from sam_blvit.config import CacheConfig, model_config
+from sam_blvit.config import CacheConfig, ModelConfig, model_config
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import MAX_BAD_SHARE, Source, training_source
 from sam_blvit.distributed import Processes, joined_processes, pick_device
 from sam_blvit.files import file_sha256, output_directory
 from sam_blvit.train.embeddings import EmbeddingWriter, Header, ids_sha256
 from sam_blvit.train.order import Batch, batches_of
-from sam_blvit.train.teacher import LiveTeacher, load_teacher, teacher_model
+from sam_blvit.train.precision import with_precision
+from sam_blvit.train.teacher import LiveTeacher, is_exported, load_teacher, teacher_model, teacher_size
 
+EXPORTED_PRECISION = "as exported"
+"""What the header says of an exported teacher, whose products have the dtypes of its graph."""
 BATCH_SIZE = 8
 """Images at once, unless the config says."""
 
@@ -32,6 +35,7 @@ def cache_teacher(config: CacheConfig) -> Path:
     ValueError, one line, if the directory holds another cache, the disk is too small, or more than one photograph in
     a thousand is damaged.
     """
+    config = with_precision(config)
     with joined_processes() as processes:
         source = training_source(config)
         writer = EmbeddingWriter(output_directory(config.output), _header(config, source))
@@ -53,24 +57,34 @@ def cache_teacher(config: CacheConfig) -> Path:
 
 def _header(config: CacheConfig, source: Source) -> Header:
     assert config.teacher is not None
+    student = _student(config)
     return Header(
         teacher_sha256=file_sha256(config.teacher),
         teacher_model=teacher_model(config),
-        image_size=config.image_size or model_config(config.model).image_size,
-        precision=config.precision,
+        image_size=teacher_size(config, student),
+        student_image_size=student.image_size,
+        grid=student.embedding_grid,
+        precision=EXPORTED_PRECISION if is_exported(config.teacher) else config.precision,
         images=len(source),
         ids_sha256=ids_sha256(source.image_ids),
         shard_images=config.shard_images,
     )
 
 
+def _student(config: CacheConfig) -> ModelConfig:
+    """The model whose run will read the embeddings."""
+    return model_config(config.model, **({"image_size": config.image_size} if config.image_size else {}))
+
+
 def _write(
     config: CacheConfig, source: Source, writer: EmbeddingWriter, shards: list[int], processes: Processes
 ) -> None:
     """Compute and write `shards`, the next photographs read while the teacher works on the last ones."""
-    image_size = writer.header.image_size
-    teacher = LiveTeacher(load_teacher(config, image_size).to(pick_device(config.device)), precision=config.precision)
-    samples = TrainingSamples(source, image_size=image_size, mask_side=1, masks_per_image=0, seed=config.seed)
+    sam = load_teacher(config, _student(config)).to(pick_device(config.device))
+    teacher = LiveTeacher(sam, precision=config.precision)
+    samples = TrainingSamples(
+        source, image_size=writer.header.image_size, mask_side=1, masks_per_image=0, seed=config.seed
+    )
     rows = [writer.header.rows(shard) for shard in shards]
     places = _places(rows, config.batch_size or BATCH_SIZE)
     shown = tqdm(total=sum(map(len, rows)), desc="embeddings", unit="image", disable=None if processes.first else True)

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam_blvit.config import EMBEDDING_CHANNELS, PATCH_SIZE
+from sam_blvit.config import EMBEDDING_CHANNELS
 from sam_blvit.data.samples import Damaged
 from sam_blvit.files import write_atomically, write_json
 
 HEADER_FILE = "header.json"
 IDS_FILE = "ids.npy"
-FORMAT = 1
+FORMAT = 2
 DTYPE = "float16"
 TRANSFORM = "longest side to image_size, 8 bit, area when shrunk and linear when enlarged; zeros right and below; 1"
 """How a photograph becomes the teacher's input. A change of that wants a new number."""
@@ -42,7 +42,11 @@ class Header:
     teacher_model: str
     """Registry name."""
     image_size: int
-    """Longest side of the input, pixels."""
+    """Longest side of the teacher's input, pixels."""
+    student_image_size: int
+    """That of the student which it was written for; one of another size may read it, if the grid is the same."""
+    grid: int
+    """Cells along a side of an embedding."""
     precision: str
     """Of the teacher's matrix products."""
     images: int
@@ -66,8 +70,7 @@ class Header:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one embedding."""
-        grid = self.image_size // PATCH_SIZE
-        return EMBEDDING_CHANNELS, grid, grid
+        return EMBEDDING_CHANNELS, self.grid, self.grid
 
 
 def ids_sha256(image_ids: NDArray[np.int64]) -> str:
@@ -143,7 +146,7 @@ class KeptEmbeddings:
 
     @classmethod
     def open(
-        cls, directory: Path, *, teacher_sha256: str, image_size: int, image_ids: NDArray[np.int64]
+        cls, directory: Path, *, teacher_sha256: str, image_size: int, grid: int, image_ids: NDArray[np.int64]
     ) -> KeptEmbeddings:
         """The cache in `directory` for a run on photographs `image_ids`; ValueError, one line, if it is of another
         teacher, transform or image size, is not complete, or lacks some of them or found some damaged."""
@@ -153,6 +156,7 @@ class KeptEmbeddings:
             "dtype": DTYPE,
             "teacher_sha256": teacher_sha256,
             "image_size": image_size,
+            "grid": grid,
             "transform": TRANSFORM,
         }
         _check_fields(

@@ -51,7 +51,6 @@ def inherit(student: Sam, teacher: Sam) -> None:
     """
     small, large = student.config, teacher.config
     _check_smaller(small, large)
-    assert small.image_size == large.image_size
     parts = _parts(small, large)
     layer_of = _layers(small, large)
     theirs = teacher.image_encoder.state_dict()
@@ -71,6 +70,8 @@ def inherit(student: Sam, teacher: Sam) -> None:
 def _check_smaller(small: ModelConfig, large: ModelConfig) -> None:
     sizes = [
         ("channels a head", _head_size(small), _head_size(large), operator.eq),
+        ("pixels a side", small.image_size, large.image_size, operator.eq),
+        ("enlarge", small.enlarge, large.enlarge, operator.eq),
         ("rel_pos_window", small.rel_pos_window, large.rel_pos_window, operator.eq),
         ("channels", small.dim, large.dim, operator.le),
         ("windowed layers", len(_of_kind(small, False)), len(_of_kind(large, False)), operator.le),

@@ -6,6 +6,7 @@ on how the step's images are divided.
 
 Shapes:
     B  images of a batch    G  tokens along a side    C  channels
+    cells are those of the embedding: tokens, or the parts of tokens that the encoder's enlargement makes
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class StepPlan:
     keep_ratio: float
     masks: float
     """Masks of the step."""
-    tokens: float
-    """Tokens of the step that lie on a photograph."""
+    cells: float
+    """Cells of the step's embeddings that lie on a photograph."""
     processes: int
     encodings: int = 0
     """With FSDP2: how often each process runs the encoder for a batch, as every layer wants all of them at once."""
@@ -113,14 +114,17 @@ class Objective(nn.Module):
             )
         losses = []
         for places, encoding in groups:
-            valid = valid_tokens([images[place] for place in places], encoding.embedding.shape[-1])
+            shown = [images[place] for place in places]
+            config = self.student.config
+            valid = valid_cells(shown, config.embedding_grid, config.cell)
+            valid_tokens = valid_cells(shown, config.grid, PATCH_SIZE)
             if target is not None:
                 losses.append(self._distillation(encoding, target.of(places), valid, plan, parts))
-            losses += self._listwise(encoding, valid, plan, parts)
+            losses += self._listwise(encoding, valid_tokens, plan, parts)
             if plan.with_masks:
                 losses.append(self._masks([samples[place] for place in places], encoding.embedding, plan, parts))
             if plan.with_health and not health:
-                health.update(router_health(encoding, valid))
+                health.update(router_health(encoding, valid_tokens))
         loss = torch.stack(losses).sum()
         parts["loss"] += loss.detach()
         return loss, len(groups)
@@ -147,10 +151,10 @@ class Objective(nn.Module):
     ) -> Tensor:
         config = self.config
         final = distillation_loss(encoding.embedding, target.embedding, valid)
-        parts["distillation"] += final.cosine.detach() / plan.tokens
+        parts["distillation"] += final.cosine.detach() / plan.cells
         if config.distillation_mse:
-            parts["distillation_mse"] += final.mse.detach() / plan.tokens
-        share = final.tokens / plan.tokens
+            parts["distillation_mse"] += final.mse.detach() / plan.cells
+        share = final.tokens / plan.cells
         for name in ("low_cosine", "norm_ratio"):
             parts[name] += getattr(final, name) * share
         loss = config.distillation_weight * final.cosine + config.distillation_mse * final.mse
@@ -158,16 +162,17 @@ class Objective(nn.Module):
             ours = encoding.features[layer].permute(0, 3, 1, 2)  # (B, C, Gh, Gw), perhaps less than the square
             rows, cols = ours.shape[-2:]
             theirs = feature.permute(0, 3, 1, 2)[..., :rows, :cols]
-            between = distillation_loss(ours, theirs, valid[:, :rows, :cols])
-            parts[f"distillation_{layer}"] += between.cosine.detach() / plan.tokens
+            tokens = valid[:, :: self.student.config.enlarge, :: self.student.config.enlarge]
+            between = distillation_loss(ours, theirs, tokens[:, :rows, :cols])
+            parts[f"distillation_{layer}"] += between.cosine.detach() / plan.cells
             loss = loss + config.distillation_layers * between.cosine / len(target.features)
-        return loss / plan.tokens
+        return loss / plan.cells
 
     def _listwise(self, encoding: Encoding, valid: Tensor, plan: StepPlan, parts: dict[str, Tensor]) -> list[Tensor]:
         """One loss for each router that ran, if routers are told what tokens stand to gain."""
         losses = []
         for layer, benefits in encoding.benefits.items():
-            apart = listwise_loss(encoding.logits[layer], benefits, valid, encoding.layout) / plan.tokens
+            apart = listwise_loss(encoding.logits[layer], benefits, valid, encoding.layout) / plan.cells
             parts[f"listwise_{layer}"] += apart.detach()
             losses.append(self.config.listwise_weight * apart)
         return losses
@@ -190,15 +195,15 @@ class Objective(nn.Module):
         return nullcontext()
 
 
-def valid_tokens(images: list[Tensor], grid: int) -> Tensor:
-    """(B, G, G), 1 for tokens more than half of which lies on the photograph (3, h, w)."""
+def valid_cells(images: list[Tensor], grid: int, cell: int) -> Tensor:
+    """(B, grid, grid), 1 for cells of `cell` pixels a side more than half of which lies on the photograph (3, h, w)."""
     valid = images[0].new_zeros(len(images), grid, grid)
     for i, image in enumerate(images):
-        rows, cols = tokens_along(image.shape[-2]), tokens_along(image.shape[-1])
+        rows, cols = cells_along(image.shape[-2], cell), cells_along(image.shape[-1], cell)
         valid[i, :rows, :cols] = 1
     return valid
 
 
-def tokens_along(pixels: int) -> int:
-    """Tokens more than half of which lies on a side of `pixels`; at least one."""
-    return max(1, (pixels + PATCH_SIZE // 2 - 1) // PATCH_SIZE)
+def cells_along(pixels: int, cell: int) -> int:
+    """Cells of `cell` pixels more than half of which lies on a side of `pixels`; at least one."""
+    return max(1, (pixels + cell // 2 - 1) // cell)

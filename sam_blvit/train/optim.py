@@ -16,6 +16,7 @@ LAST_SHARE = 0.01
 """Learning rate at the end, as a share of its peak."""
 WARMUP_SHARE = 0.1
 """Most of the schedule that warm-up takes."""
+NECK = ("image_encoder.neck.", "image_encoder.enlarge.")
 UNDECAYED = (
     "pos_embed",
     "rel_pos",
@@ -61,6 +62,8 @@ def _learning_rate(name: str, config: FinetuneConfig, layers: int) -> float:
         "prompt_encoder": config.prompt_lr,
     }
     rate = config.lr if is_big_little(name) else rates[name.split(".")[0]] if config.freeze == "none" else 0.0
+    if config.neck_lr is not None and config.freeze == "none" and name.startswith(NECK):
+        rate = config.neck_lr
     assert rate is not None, "the config fills what it was not given from its preset"
     return rate * (1.0 if is_big_little(name) else config.layer_decay ** (layers - _depth(name, layers)))
 

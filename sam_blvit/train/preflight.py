@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sam_blvit.data.samples import Damaged, Sample
 from sam_blvit.data.sources import MAX_BAD_SHARE
 from sam_blvit.measure.flops import FLOP_PER_MAC, sam_macs
-from sam_blvit.measure.latency import processor
+from sam_blvit.measure.latency import device_name
 from sam_blvit.train.loop import schedule_length
 from sam_blvit.train.setup import Training, some_of
 from sam_blvit.train.state import KEPT, Progress
@@ -47,7 +47,7 @@ def preflight(training: Training) -> dict[str, Any]:
     needed, free = _disk(training)
     report = {
         **found,
-        "device": _device(training),
+        "device": device_name(training.device),
         "processes": training.processes.count,
         "images_a_step": training.images_a_step,
         "steps": steps,
@@ -87,7 +87,7 @@ def dry_run_data(training: Training) -> dict[str, float]:
         print(
             f"data: {report['images_per_second']:.2f} images/s, {report['images_per_second_per_worker']:.2f} images/s "
             f"for each of {workers} worker(s); a step of {training.images_a_step} images takes {spent:.2f} s, of which "
-            f"{100 * report['data_share']:.1f} % waits for data ({_device(training)})"
+            f"{100 * report['data_share']:.1f} % waits for data ({device_name(training.device)})"
         )
     return report
 
@@ -185,10 +185,6 @@ def _disk(training: Training) -> tuple[int, int]:
     checkpoint = model + 2 * trained + average  # AdamW keeps two moments
     needed = (KEPT + 2) * checkpoint + 2 * model  # besides those kept the best, and one in writing
     return needed, shutil.disk_usage(training.config.output).free
-
-
-def _device(training: Training) -> str:
-    return torch.cuda.get_device_name(training.device) if training.device.type == "cuda" else processor()
 
 
 def _synchronize(training: Training) -> None:

@@ -13,6 +13,7 @@ from sam_blvit.config import FinetuneConfig
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import Source
 from sam_blvit.distributed import Processes, pick_device
+from sam_blvit.exported.sam import ExportedSam
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.objective import Objective
 from sam_blvit.train.optim import MovingAverage, freeze, optimizer_for
@@ -37,7 +38,7 @@ class Training:
     source: Source
     dataset: TrainingSamples
     student: Sam
-    teacher: Sam | None
+    teacher: Sam | ExportedSam | None
     stepper: Stepper
     state: State
     processes: Processes
@@ -74,7 +75,7 @@ def prepare(config: FinetuneConfig, source: Source, processes: Processes, *, war
             f"router={student.config.router}; leave it out, or add --options router=learned"
         )
     student.to(device).train()
-    dataset = _dataset(config, source, student)
+    dataset = _dataset(config, source, student, teacher)
     if warm and config.warm_start == "layerwise":
         _warm_start(student, dataset, config, processes)
     encoder = student.image_encoder
@@ -102,9 +103,12 @@ def prepare(config: FinetuneConfig, source: Source, processes: Processes, *, war
     )
 
 
-def _dataset(config: FinetuneConfig, source: Source, student: Sam) -> TrainingSamples:
+def _dataset(
+    config: FinetuneConfig, source: Source, student: Sam, teacher: Sam | ExportedSam | None
+) -> TrainingSamples:
     assert config.masks_per_image is not None
     side = student.config.image_size
+    teachers = side if teacher is None or config.teacher_cache is not None else teacher.image_encoder.img_size
     return TrainingSamples(
         source,
         image_size=side,
@@ -113,6 +117,7 @@ def _dataset(config: FinetuneConfig, source: Source, student: Sam) -> TrainingSa
         smallest_crop=config.smallest_crop,
         flip=config.flip,
         seed=config.seed,
+        teacher_size=None if teachers == side else teachers,
     )
 
 

@@ -15,7 +15,7 @@ from sam_blvit.config import FinetuneConfig, ModelConfig
 from sam_blvit.data.samples import Damaged, Sample
 from sam_blvit.distributed import Processes
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.objective import Objective, Outcome, StepPlan, tokens_along
+from sam_blvit.train.objective import Objective, Outcome, StepPlan, cells_along
 from sam_blvit.train.optim import MovingAverage
 from sam_blvit.train.order import Batch
 from sam_blvit.train.parallel import Wrapped, gradients_join
@@ -38,7 +38,7 @@ class Counts:
     """What the batches of a step hold, over all processes."""
 
     masks: float
-    tokens: float
+    cells: float
     damaged: float
     asked_to_stop: bool
     """Whether a scheduler asked any of the processes."""
@@ -64,9 +64,10 @@ class Stepper:
     def count(self, batches: Sequence[Batch], *, stop: bool = False) -> Counts:
         """What all processes hold for this step; each says whether it was asked to `stop`."""
         samples = [item for batch in batches for item in batch if isinstance(item, Sample)]
+        cell = self.student.config.cell
         here = [
             sum(len(sample.masks) for sample in samples),
-            sum(tokens_along(s.image.shape[-2]) * tokens_along(s.image.shape[-1]) for s in samples),
+            sum(cells_along(s.image.shape[-2], cell) * cells_along(s.image.shape[-1], cell) for s in samples),
             sum(isinstance(item, Damaged) for batch in batches for item in batch),
             stop,
         ]
@@ -75,7 +76,7 @@ class Stepper:
         ).tolist()  # on the CPU: nothing to wait for
         return Counts(
             masks=total[0],
-            tokens=max(1.0, total[1]),
+            cells=max(1.0, total[1]),
             damaged=total[2],
             asked_to_stop=total[3] > 0,
             encodings=max(self.processes.gathered(self._shapes(batches))) if self.config.sharding == "fsdp" else 0,
@@ -92,7 +93,7 @@ class Stepper:
         return StepPlan(
             keep_ratio=keep_ratio_of(step, self.config, self.student.config),
             masks=counts.masks,
-            tokens=counts.tokens,
+            cells=counts.cells,
             processes=self.processes.count,
             encodings=counts.encodings,
             with_masks=step >= self.config.kd_only_steps,

@@ -3,14 +3,17 @@
 Each SAM was trained end to end with its own prompt encoder and mask decoder, and features of one pull away from
 another's decoder. So a student has its teacher's, or was distilled from this very teacher before.
 
+A teacher sees each photograph at its own input size; what must agree is the grid of the embeddings.
+
 Shapes:
-    B  images    G  tokens along a side of the square input    C  channels of the teacher
+    B  images    G  tokens along a side of the square input    C  channels of the teacher    E  cells of an embedding
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -18,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_blvit.checkpoint import build_from_registry, read_metadata
-from sam_blvit.config import MODELS, SAME, FinetuneConfig, ModelConfig, TeacherConfig, model_config
+from sam_blvit.config import MODELS, PATCH_SIZE, SAME, FinetuneConfig, ModelConfig, TeacherConfig, model_config
 from sam_blvit.data.samples import Sample
 from sam_blvit.data.sources import Source
+from sam_blvit.exported.encoder import ExportedEncoder
+from sam_blvit.exported.sam import ONNX, ExportedSam, load_exported
 from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
@@ -37,7 +42,7 @@ class Target:
     """What the teacher makes of a batch."""
 
     embedding: Tensor
-    """(B, 256, G, G) float32."""
+    """(B, 256, E, E) float32."""
     features: dict[int, Tensor]
     """Tokens (B, G, G, C) after layers to be matched too, by layer; zero where the teacher's input does not reach."""
 
@@ -54,9 +59,9 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """A teacher that runs beside the student, on the very tensors that the student sees."""
+    """A teacher that runs beside the student, on the tensors that the student sees or on its own of the same view."""
 
-    def __init__(self, sam: Sam, *, precision: str = "fp32", features_of: tuple[int, ...] = ()) -> None:
+    def __init__(self, sam: Sam | ExportedSam, *, precision: str = "fp32", features_of: tuple[int, ...] = ()) -> None:
         """`features_of`: layers of `sam` whose tokens are wanted besides."""
         self.sam = sam.eval().requires_grad_(False)
         self.precision = precision
@@ -64,7 +69,14 @@ class LiveTeacher:
 
     @torch.no_grad()
     def targets(self, images: list[Tensor], samples: list[Sample]) -> Target:
-        """As `Teacher`. Each image is encoded in its own padded size, so its target does not hang on the others."""
+        """As `Teacher`. Each image is encoded in its own padded size, so its target depends on no other image."""
+        own = [sample.teacher_image for sample in samples]
+        images = [
+            image if view is None else view.to(image.device).float() for image, view in zip(images, own, strict=True)
+        ]
+        if isinstance(self.sam, ExportedSam):
+            embedded = [self.sam.image_encoder(self.sam.preprocess(image)[None]) for image in images]
+            return Target(torch.cat(embedded), {})
         grid = self.sam.config.grid
         embeddings: dict[int, Tensor] = {}
         features: dict[int, dict[int, Tensor]] = {layer: {} for layer in self.features_of}
@@ -90,7 +102,7 @@ class CachedTeacher:
 
 
 def teacher_for(
-    config: FinetuneConfig, student: Sam, teacher: Sam | None, source: Source, device: torch.device
+    config: FinetuneConfig, student: Sam, teacher: Sam | ExportedSam | None, source: Source, device: torch.device
 ) -> Teacher | None:
     """The teacher of a run on `source`: from its cache if `config` names one, else `teacher` itself on `device`; None
     without a teacher. ValueError, one line, if the cache does not fit."""
@@ -98,17 +110,20 @@ def teacher_for(
         kept = KeptEmbeddings.open(
             config.teacher_cache,
             teacher_sha256=file_sha256(config.teacher),
-            image_size=student.config.image_size,
+            image_size=teacher_size(config, student.config),
+            grid=student.config.embedding_grid,
             image_ids=source.image_ids,
         )
         return CachedTeacher(kept)
     if teacher is None:
         return None
-    between = teacher.config.global_layers[:-1] if config.distillation_layers else ()
+    between: tuple[int, ...] = ()
+    if config.distillation_layers and isinstance(teacher, Sam):
+        between = teacher.config.global_layers[:-1]
     return LiveTeacher(teacher.to(device), precision=config.precision, features_of=between)
 
 
-def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | None]:
+def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | ExportedSam | None]:
     """The student at its start and the teacher, if there is one, both on the CPU.
 
     ValueError, one line, where teacher and student do not belong together.
@@ -119,23 +134,29 @@ def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | None]:
         return build_sam(model), None
     if config.teacher is None:
         return build_from_registry(config.model, config.checkpoint, base=config.base, **overrides), None
+    if config.checkpoint is None and is_exported(config.teacher):
+        student = build_from_registry(config.model, **overrides)  # the encoder is untrained, which a warning says
+        teacher = load_teacher(config, student.config)
+        _take_decoder(student, teacher, config)
+        return student, teacher
     if config.checkpoint is None and not _same_size(model, model_config(teacher_model(config))):
         return _inheriting(config, model)
     start = config.checkpoint or config.teacher
     student = build_from_registry(config.model, start, base=config.base, **overrides)
-    teacher = load_teacher(config, student.config.image_size)
+    teacher = load_teacher(config, student.config)
     _check_features(student, teacher, config)
     if read_metadata(start).get(TEACHER_KEY) != file_sha256(config.teacher):  # else it is a student of that teacher
-        if _same_size(student.config, teacher.config):
+        if isinstance(teacher, Sam) and _same_size(student.config, teacher.config):
             _check_same_decoder(student, teacher, config)
-        else:
+        elif not _same_decoder(student, teacher):
             _take_decoder(student, teacher, config)
     return student, teacher
 
 
 def _inheriting(config: FinetuneConfig, model: ModelConfig) -> tuple[Sam, Sam]:
     """A student `model` smaller than its teacher, which starts with a part of it, and that teacher."""
-    teacher = load_teacher(config, model.image_size)
+    teacher = load_teacher(config, model)
+    assert isinstance(teacher, Sam)
     student = build_sam(model)
     _check_features(student, teacher, config)
     inherit(student, teacher)
@@ -149,14 +170,45 @@ def _inheriting(config: FinetuneConfig, model: ModelConfig) -> tuple[Sam, Sam]:
     return student, teacher
 
 
-def load_teacher(config: TeacherConfig, image_size: int) -> Sam:
-    """The teacher that `config` names, for images of `image_size`."""
+def load_teacher(config: TeacherConfig, student: ModelConfig) -> Sam | ExportedSam:
+    """The teacher that `config` names, for images of its own size.
+
+    Raises:
+        ValueError: if its embedding cannot have the grid of `student`'s.
+    """
     assert config.teacher is not None
-    return build_from_registry(teacher_model(config), config.teacher, image_size=image_size)
+    if not is_exported(config.teacher):
+        return build_from_registry(teacher_model(config), config.teacher, image_size=teacher_size(config, student))
+    teacher = load_exported(config.teacher, config.teacher_decoder)
+    grid = teacher.image_encoder.embedding_grid
+    if grid != student.embedding_grid:
+        raise ValueError(
+            f"teacher {config.teacher} has an embedding of {grid} x {grid} cells, {student.name} at "
+            f"image_size={student.image_size} one of {student.embedding_grid} x {student.embedding_grid}; take "
+            f"image_size={grid * student.cell}, or --options enlarge=N"
+        )
+    return teacher
+
+
+def is_exported(teacher: Path | None) -> bool:
+    """Whether `teacher` is an ONNX file."""
+    return teacher is not None and teacher.suffix == ONNX
+
+
+def teacher_size(config: TeacherConfig, student: ModelConfig) -> int:
+    """Longest side of the teacher's input, pixels: that at which its embedding has the grid of `student`'s."""
+    assert config.teacher is not None
+    if is_exported(config.teacher):
+        return ExportedEncoder(config.teacher).img_size
+    return student.embedding_grid * PATCH_SIZE // model_config(teacher_model(config)).enlarge
 
 
 def teacher_model(config: TeacherConfig) -> str:
-    """Registry name of the teacher: same stands for the dense model of the size of the registry's student."""
+    """What the teacher is called: its registry name, where same stands for the dense model of the size of the
+    registry's student; or the name of its file, if it is exported."""
+    if is_exported(config.teacher):
+        assert config.teacher is not None
+        return config.teacher.name
     if config.teacher_model != SAME:
         return config.teacher_model
     student = model_config(config.model)
@@ -169,9 +221,9 @@ def _same_size(one: ModelConfig, other: ModelConfig) -> bool:
     return (one.dim, one.heads, one.layers) == (other.dim, other.heads, other.layers)
 
 
-def _check_features(student: Sam, teacher: Sam, config: FinetuneConfig) -> None:
+def _check_features(student: Sam, teacher: Sam | ExportedSam, config: FinetuneConfig) -> None:
     """A teacher of another size has no tokens to compare with."""
-    if config.distillation_layers and not _same_size(student.config, teacher.config):
+    if config.distillation_layers and isinstance(teacher, Sam) and not _same_size(student.config, teacher.config):
         raise ValueError(
             f"distillation_layers={config.distillation_layers}: tokens of {teacher.config.name} have another size than "
             "those of the student; leave it out, or name a teacher of the student's size"
@@ -188,17 +240,25 @@ def _check_same_decoder(student: Sam, teacher: Sam, config: FinetuneConfig) -> N
             )
 
 
-def _take_decoder(student: Sam, teacher: Sam, config: FinetuneConfig) -> None:
+def _same_decoder(student: Sam, teacher: Sam | ExportedSam) -> bool:
+    """Whether prompt encoder and mask decoder are the teacher's."""
+    theirs = teacher.state_dict()
+    return all(
+        name.startswith(ENCODER) or torch.equal(value, theirs[name]) for name, value in student.state_dict().items()
+    )
+
+
+def _take_decoder(student: Sam, teacher: Sam | ExportedSam, config: FinetuneConfig) -> None:
     """Give `student` the teacher's prompt encoder and mask decoder, saying so."""
     if config.freeze != "none":
         raise ValueError(
             f"freeze={config.freeze} keeps the SAM inside as it is, decoder and all, but teacher {config.teacher} "
-            f"({teacher.config.name}) brings its own; leave out freeze, or name a teacher of the student's size"
+            f"({teacher_model(config)}) brings its own; leave out freeze, or name a teacher of the student's size"
         )
     theirs = {name: value for name, value in teacher.state_dict().items() if not name.startswith(ENCODER)}
     student.load_state_dict(theirs, strict=False)  # all but the encoder
     message = (
-        f"{config.model} takes prompt encoder and mask decoder of teacher {config.teacher} ({teacher.config.name})"
+        f"{config.model} takes prompt encoder and mask decoder of teacher {config.teacher} ({teacher_model(config)})"
     )
     if not config.kd_only_steps:
         message += (

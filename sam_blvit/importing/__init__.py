@@ -1,0 +1,1 @@
+"""Weights of other projects, brought into models of ours: `sam-blvit import`."""

@@ -1,0 +1,24 @@
+"""Which precision `auto` stands for on this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TypeVar
+
+from sam_blvit.config import TeacherConfig
+from sam_blvit.distributed import multiplies_bfloat16, pick_device
+from sam_blvit.measure.latency import device_name
+
+AnyTeacherConfig = TypeVar("AnyTeacherConfig", bound=TeacherConfig)
+
+
+def with_precision(config: AnyTeacherConfig) -> AnyTeacherConfig:
+    """`config` with bf16 or fp32 for a precision of auto, printed by the first process of a run."""
+    if config.precision != "auto":
+        return config
+    device = pick_device(config.device)
+    has_it = multiplies_bfloat16(device)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"precision: {'bf16' if has_it else 'fp32'} ({device_name(device)})")
+    return replace(config, precision="bf16" if has_it else "fp32")
