@@ -24,6 +24,7 @@ from torch import Tensor
 from sam_blvit.adapter import base_sha256, over_base, save_adapter
 from sam_blvit.config import MODELS, PATCH_SIZE, ModelConfig, WeightsConfig, model_config, override
 from sam_blvit.distributed import pick_device
+from sam_blvit.exported.sam import exported_pair, load_exported
 from sam_blvit.files import first_line, write_atomically
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.compiled import compile_encoder
@@ -149,16 +150,19 @@ def load_model(weights: WeightsConfig) -> Sam:
 
 
 def load_any(weights: WeightsConfig) -> OriginalSam:
-    """As `load_model`; the model may also be `module:function`, which returns a Sam in the manner of segment_anything.
+    """As `load_model`; the model may also be `module:function`, which returns a Sam in the manner of segment_anything,
+    or a pair of exported files, `onnx:ENCODER,DECODER`.
 
     Modules of the working directory are found too. ValueError, one line, if there is no such function or what it
     returns is none.
     """
+    if (files := exported_pair(weights.model)) is not None:
+        _check_no_settings(weights, "checkpoint", "keep_ratio", "image_size", "base", "compile")
+        return load_exported(*files).to(pick_device(weights.device))
     module, _, function = weights.model.partition(":")
     if not function or Path(weights.model).is_file():
         return load_model(weights)
-    if any(setting is not None for setting in (weights.keep_ratio, weights.image_size, weights.base)):
-        raise ValueError(f"model={weights.model}: keep_ratio, image_size and base are settings of our own models alone")
+    _check_no_settings(weights, "keep_ratio", "image_size", "base")
     given = {} if weights.checkpoint is None else {"checkpoint": str(weights.checkpoint)}
     build = _imported(module, function)
     try:
@@ -181,6 +185,12 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
             "Sam is expected"
         )
     return _placed(sam.eval(), weights)
+
+
+def _check_no_settings(weights: WeightsConfig, *names: str) -> None:
+    """Raise ValueError if a setting is given that a model which is not ours does not have."""
+    if given := [f"{name}={getattr(weights, name)}" for name in names if getattr(weights, name) not in (None, False)]:
+        raise ValueError(f"model={weights.model} has no such setting ({', '.join(given)}); leave it out")
 
 
 def _placed(sam: AnySam, weights: WeightsConfig) -> AnySam:

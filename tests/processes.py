@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -61,8 +62,13 @@ def run_in_two(code: str, *words: object) -> list[str]:
     return [out for out, _ in said]
 
 
-def start(output: Path, data: Path, *, ranks: int = 1, **settings: Any) -> Run:
-    """`ranks` processes of a training run, its diary beside its output. A setting of None is left out."""
+def start(
+    output: Path, data: Path, *, ranks: int = 1, environment: Mapping[str, str] | None = None, **settings: Any
+) -> Run:
+    """`ranks` processes of a training run, its diary beside its output. A setting of None is left out.
+
+    `environment` is for the switches of tests/trainer.py.
+    """
     from trainer import train
 
     diary = _diary(output)
@@ -73,13 +79,14 @@ def start(output: Path, data: Path, *, ranks: int = 1, **settings: Any) -> Run:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     run = Run([], [])
+    variables = {"DIARY": str(diary), **(environment or {})}
     for rank in range(ranks):
         joined = {} if ranks == 1 else {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
         }  # fmt: skip
         run.said.append(diary / f"{rank}_{len(list(diary.iterdir()))}.txt")
-        run.processes.append(SERVER.Process(target=train, args=(flags, {"DIARY": str(diary), **joined}, run.said[-1])))
+        run.processes.append(SERVER.Process(target=train, args=(flags, {**variables, **joined}, run.said[-1])))
         run.processes[-1].start()
     return run
 
@@ -129,6 +136,12 @@ def assert_each_once(steps: Seen) -> None:
     """No photograph was seen by two steps of an epoch."""
     samples = [sample for step in steps.values() for sample in step]
     assert len(samples) == len(set(samples)), "a photograph was seen twice in an epoch"
+
+
+def gradients(output: Path) -> list[dict[str, torch.Tensor]]:
+    """The gradients of each step after clipping, as the first process had them."""
+    paths = sorted(_diary(output).glob("gradients_*.safetensors"))
+    return [load_file(path) for path in paths]
 
 
 def model(output: Path) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ LAYERS = [
         "checkpoint",
         "adapter",
         "stored",
+        "exported",
         "predictor",
         "everything",
         "drawing",
@@ -22,13 +23,13 @@ LAYERS = [
         "measure",
         "__version__",
     },  # the root imports these and below
-    {"train", "evaluate", "segment", "segment_everything", "benchmark"},
+    {"train", "evaluate", "segment", "segment_everything", "benchmark", "importing"},
     {"finetune"},
     {"cli"},
 ]
 """From the lowest up. Units of one layer of packages never import each other."""
 MAY_IMPORT_EACH_OTHER = [
-    {"checkpoint", "adapter", "stored", "predictor", "everything", "drawing"},
+    {"checkpoint", "adapter", "stored", "exported", "predictor", "everything", "drawing"},
     {"config", "distributed", "allocator", "files"},
     {"everything", "measure"},
     {"segment", "segment_everything"},

@@ -16,7 +16,7 @@ from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.objective import Objective, StepPlan, tokens_along, valid_tokens
+from sam_blvit.train.objective import Objective, StepPlan, cells_along, valid_cells
 from sam_blvit.train.teacher import LiveTeacher
 from synthetic import write_flat
 
@@ -40,9 +40,9 @@ def config(root: Path, **options: Any) -> FinetuneConfig:
 
 
 def plan(samples: list[Sample], **options: Any) -> StepPlan:
-    tokens = sum(tokens_along(s.image.shape[-2]) * tokens_along(s.image.shape[-1]) for s in samples)
+    cells = sum(cells_along(s.image.shape[-2], 16) * cells_along(s.image.shape[-1], 16) for s in samples)
     masks = sum(len(sample.masks) for sample in samples)
-    return StepPlan(**{"keep_ratio": 0.25, "masks": masks, "tokens": tokens, "processes": 1, **options})
+    return StepPlan(**{"keep_ratio": 0.25, "masks": masks, "cells": cells, "processes": 1, **options})
 
 
 def objective(root: Path, sam: Sam, teacher: Sam | None = None, **options: Any) -> Objective:
@@ -57,8 +57,8 @@ def gradients(objective: Objective) -> dict[str, Tensor]:
     return {name: value.grad for name, value in objective.student.named_parameters() if value.grad is not None}
 
 
-def test_tokens_are_valid_where_more_than_half_lies_on_the_photograph() -> None:
-    valid = valid_tokens([torch.zeros(3, 24, 41), torch.zeros(3, 64, 64)], grid=4)
+def test_cells_are_valid_where_more_than_half_lies_on_the_photograph() -> None:
+    valid = valid_cells([torch.zeros(3, 24, 41), torch.zeros(3, 64, 64)], grid=4, cell=16)
     assert valid[0].tolist() == [[1, 1, 1, 0], [0] * 4, [0] * 4, [0] * 4]
     assert valid[1].min() == 1
 

@@ -80,7 +80,7 @@ def test_masks_tokens_and_damaged_photographs_of_all_batches_are_counted(
 ) -> None:
     stepper = stepper_of(tiny(), config(tmp_path))
     counts = stepper.count([batch, [batch[1], Damaged(9, "gone")]])
-    assert counts == Counts(masks=1 + 2 + 2, tokens=64 + 32 + 32, damaged=1, asked_to_stop=False)
+    assert counts == Counts(masks=1 + 2 + 2, cells=64 + 32 + 32, damaged=1, asked_to_stop=False)
 
 
 def test_being_asked_to_stop_is_told(tiny: Config, tmp_path: Path, batch: Batch) -> None:
@@ -95,7 +95,7 @@ def test_a_plan_carries_the_counts_and_the_steps_keep_ratio(tiny: Config, tmp_pa
     for step in range(5):
         plan = stepper.plan(counts, step=step)
         assert plan.keep_ratio == keep_ratio_of(step, stepper.config, tiny())
-        assert (plan.masks, plan.tokens, plan.processes) == (counts.masks, counts.tokens, 1)
+        assert (plan.masks, plan.cells, plan.processes) == (counts.masks, counts.cells, 1)
 
 
 def test_the_first_steps_may_be_distillation_alone(tiny: Config, tmp_path: Path, batch: Batch) -> None:

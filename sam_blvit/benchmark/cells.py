@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sam_blvit.checkpoint import read_checkpoint
 from sam_blvit.config import ASPECTS, MODELS, BenchmarkConfig, ModelConfig, model_config, override
-from sam_blvit.distributed import pick_device
+from sam_blvit.distributed import pick_device, pick_dtype
+from sam_blvit.exported.sam import exported_pair
 
+AS_EXPORTED = ("float32", "onnxruntime")
+"""Dtype, in which the machine's rate is measured beside it, and way of an exported model."""
 DEFAULT_MODELS = ("blvit_b_t", "vit_b", "segment_anything:build_sam_vit_b")
 
 
@@ -23,7 +28,7 @@ class Cell:
     """One model under one set of circumstances."""
 
     model: str
-    """Registry name, path of a checkpoint of ours, or module:function."""
+    """Registry name, path of a checkpoint of ours, module:function, or onnx:ENCODER,DECODER."""
     keep_ratio: float | None
     """Share of the tokens that performance blocks update; None for a model without routers."""
     dtype: str
@@ -40,12 +45,19 @@ class Cell:
 
     @property
     def foreign(self) -> bool:
-        """Whether the model is `module:function`."""
+        """Whether the model is not ours: `module:function`, or an exported pair."""
         return is_foreign(self.model)
+
+    @property
+    def exported(self) -> bool:
+        """Whether onnxruntime runs the encoder."""
+        return exported_pair(self.model) is not None
 
     @property
     def dtype_name(self) -> str:
         """The dtype, and how it comes about in a model that is not ours."""
+        if self.exported:
+            return "as exported"
         return f"{self.dtype} autocast" if self.foreign and self.dtype != "float32" else self.dtype
 
     @property
@@ -117,12 +129,21 @@ def plan(models: Sequence[str], config: BenchmarkConfig) -> list[Group]:
         for threads, allocator in _processes(device, config):
             shape: Any = {"device": device, "allocator": allocator, "threads": threads}
             shape |= {"batch": batch, "side": side, "aspect": aspect}
+            dtypes = tuple(dict.fromkeys(dtype_name(dtype, device) for dtype in config.dtypes))
             cells = [
                 Cell(model=model, keep_ratio=keep_ratio, dtype=dtype, way=way, **shape)
-                for (model, keep_ratio), dtype, way in itertools.product(subjects, config.dtypes, config.ways)
+                for model, keep_ratio in subjects
+                for dtype, way in (
+                    [AS_EXPORTED] if exported_pair(model) else itertools.product(dtypes, config.ways)
+                )
             ]
             groups.append(Group(rows=[Row(cell=cell) for cell in cells]))
     return groups
+
+
+def dtype_name(name: str, device: str) -> str:
+    """float32 or bfloat16, which auto stands for on `device`."""
+    return str(pick_dtype(name, torch.device(device))).removeprefix("torch.")
 
 
 def photograph_size(side: int, aspect: str) -> tuple[int, int]:
@@ -132,7 +153,7 @@ def photograph_size(side: int, aspect: str) -> tuple[int, int]:
 
 
 def is_foreign(model: str) -> bool:
-    """Whether `model` is `module:function`."""
+    """Whether `model` is `module:function` or an exported pair."""
     return ":" in model and not Path(model).is_file()
 
 

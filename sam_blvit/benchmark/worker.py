@@ -203,7 +203,7 @@ def encoder_call(sam: OriginalSam, cell: Cell, size: tuple[int, int]) -> Callabl
     """The encoder of `sam`, in `cell`'s dtype and way, on a batch of normalised pixels of `size`."""
     device = sam.device
     images = torch.randn(cell.batch, 3, *size, device=device)
-    encoder = compiled(sam.image_encoder) if cell.way == "compiled" else sam.image_encoder
+    encoder = compiled(sam.image_encoder) if cell.way == "compiled" else sam.image_encoder  # eager, or onnxruntime's
 
     def precision() -> AbstractContextManager[object]:
         if not cell.foreign or cell.dtype == "float32":
@@ -232,7 +232,7 @@ def encoder_macs(sam: OriginalSam, photograph: tuple[int, int]) -> int | None:
 def weights(cell: Cell) -> str:
     """Where `cell`'s weights come from."""
     if cell.foreign:
-        return "function"
+        return "file" if cell.exported else "function"
     return "random" if cell.model in MODELS and cell.model != SHIPPED else "file"
 
 

@@ -12,7 +12,7 @@ ASPECTS = {"square": (1, 1), "4:3": (4, 3), "16:9": (16, 9)}
 """Shapes of a photograph, width to height."""
 BENCHMARK_CHOICES = {
     "devices": DEVICES,
-    "dtypes": COMPUTE_DTYPES,
+    "dtypes": ("auto", *COMPUTE_DTYPES),
     "ways": ("eager", "compiled"),
     "aspects": tuple(ASPECTS),
     "allocators": ("tuned", "default"),
@@ -26,8 +26,9 @@ class BenchmarkConfig:
 
     devices: tuple[str, ...] = ("auto",)
     """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
-    dtypes: tuple[str, ...] = ("bfloat16",)
-    """float32 or bfloat16, of the encoder: our own models' compute_dtype, autocast around others."""
+    dtypes: tuple[str, ...] = ("auto",)
+    """float32 or bfloat16, of the encoder: our own models' compute_dtype, autocast around others. auto: bfloat16 where
+    the device multiplies it, else float32."""
     ways: tuple[str, ...] = ("eager",)
     """eager or compiled (torch.compile; on CUDA with CUDA graphs)."""
     batches: tuple[int, ...] = (1,)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sam_blvit.evaluate.provenance import gmacs, machine
+from sam_blvit.evaluate.provenance import gmacs, machine, parameter_count
 from sam_blvit.evaluate.summary import PROMPTS, markdown
 from sam_blvit.evaluate.validation import HOW, Validation, usual_keep_ratio
 from sam_blvit.exported.sam import ExportedSam
@@ -108,6 +108,6 @@ def _row(which: str, sam: Sam | ExportedSam, validation: Validation, keep_ratio:
             for kind, share in validation.shares.items()
         },
         "macs": macs,
-        "parameters": sum(parameter.numel() for parameter in sam.parameters()),
+        "parameters": parameter_count(sam),
         "machine": machine(sam),
     }

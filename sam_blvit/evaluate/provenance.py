@@ -13,6 +13,7 @@ from segment_anything.modeling import Sam as OriginalSam
 from sam_blvit import __version__
 from sam_blvit.checkpoint import SHIPPED, SHIPPED_WEIGHTS
 from sam_blvit.config import MODELS, EvaluationConfig
+from sam_blvit.exported.sam import ExportedSam
 from sam_blvit.files import file_sha256
 from sam_blvit.measure.flops import G, sam_macs
 from sam_blvit.measure.latency import processor
@@ -23,10 +24,10 @@ from sam_blvit.model.sam import Sam
 def provenance(config: EvaluationConfig, sam: OriginalSam) -> dict[str, Any]:
     """The model, its weights and the data by their hashes, and the code: what a run must share to be gone on with."""
     return {
-        "model": sam.config.name if isinstance(sam, Sam) else config.model,
+        "model": sam.name if isinstance(sam, (Sam, ExportedSam)) else config.model,
         "checkpoint": _weights_identity(config, sam),
         "image_size": sam.image_encoder.img_size,
-        "parameters": sum(parameter.numel() for parameter in sam.parameters()),
+        "parameters": parameter_count(sam),
         "annotations": file_identity(config.annotations),
         "prompts_per_batch": config.prompts_per_batch,
         "torch": torch.__version__,
@@ -60,6 +61,12 @@ def gmacs(sam: OriginalSam) -> dict[str, float] | None:
     }
 
 
+def parameter_count(sam: OriginalSam) -> int:
+    """Parameters of `sam`, those of an exported encoder too."""
+    outside = sam.image_encoder.parameter_count if isinstance(sam, ExportedSam) else 0
+    return outside + sum(parameter.numel() for parameter in sam.parameters())
+
+
 def file_identity(path: Path) -> dict[str, str]:
     """A file's name and hash."""
     return {"file": path.name, "sha256": file_sha256(path)}
@@ -73,8 +80,17 @@ def _weights_identity(config: EvaluationConfig, sam: OriginalSam) -> dict[str, s
         return dict(file_identity(Path(config.model)))
     if config.model == SHIPPED:
         return dict(file_identity(SHIPPED_WEIGHTS))
+    if isinstance(sam, ExportedSam):  # the decoder's weights are hashed below, whatever their file
+        return {"file": sam.image_encoder.path.name, "sha256": _tensors_sha256(sam, sam.image_encoder.path)}
+    return {"file": None, "sha256": _tensors_sha256(sam)}
+
+
+def _tensors_sha256(sam: OriginalSam, *files: Path) -> str:
+    """One hash of `files` and of the tensors of `sam`."""
     digest = hashlib.sha256()
+    for path in files:
+        digest.update(file_sha256(path).encode())
     for name, value in sam.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return {"file": None, "sha256": digest.hexdigest()}
+    return digest.hexdigest()

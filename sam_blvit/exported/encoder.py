@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_blvit.config import EMBEDDING_CHANNELS
+from sam_blvit.exported.graph import Graph
 from sam_blvit.files import first_line
 from sam_blvit.stored import CheckpointError
 
@@ -61,6 +62,11 @@ class ExportedEncoder(nn.Module):
         parts = np.split(pixels, len(pixels)) if self._one_by_one else [pixels]
         embeddings = [session.run([self._output], {self._input: part})[0] for part in parts]
         return torch.from_numpy(np.concatenate(embeddings)).float().to(images.device)
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in the weights of the graph."""
+        return sum(value.numel() for value in Graph.read(self.path).constants.values() if value.dim() > 0)
 
     @property
     def provider(self) -> str:
