@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from exports import export_sam
 from processes import run_in_two
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.config import MODELS, CacheConfig, FinetuneConfig, ModelConfig
@@ -61,7 +62,7 @@ def teacher(tmp_path: Path, randomize: Callable[[Sam], Sam]) -> Path:
 def settings(tmp_path: Path, data: Path, teacher: Path) -> dict[str, Any]:
     return {
         "data": data, "teacher": teacher, "output": tmp_path / "cache", "shard_images": SHARD, "batch_size": 3,
-        "workers": 0, "device": "cpu",
+        "workers": 0, "device": "cpu", "precision": "fp32",
     }  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def test_a_complete_cache_is_left_as_it_is(
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"image_size": 64}, "image_size was 128, is 64"),
+        ({"image_size": 64}, "image_size was 128, is 64; student_image_size was 128, is 64; grid was 8, is 4"),
         ({"shard_images": 3}, "shard_images was 2, is 3"),
         ({"precision": "bf16"}, "precision was fp32, is bf16"),
     ],
@@ -339,7 +340,7 @@ def test_the_cache_of_another_teacher_is_refused(
 def test_the_cache_of_another_image_size_is_refused(
     settings: dict[str, Any], kept: Path, refused: Callable[..., Any]
 ) -> None:
-    with refused(ValueError, r"\(image_size was 128, is 64\)"):
+    with refused(ValueError, r"\(image_size was 128, is 64; grid was 8, is 4\)"):
         opened(run(settings, image_size=64))
 
 
@@ -398,7 +399,8 @@ from sam_blvit.train.cache import cache_teacher
 data, teacher, output = map(Path, sys.argv[1:])
 MODELS["vit_tiny"] = read_checkpoint(teacher)[1]
 config = CacheConfig(
-    data=data, teacher=teacher, output=output, model="vit_tiny", shard_images=2, batch_size=3, workers=0, device="cpu"
+    data=data, teacher=teacher, output=output, model="vit_tiny", shard_images=2, batch_size=3, workers=0, device="cpu",
+    precision="fp32",
 )
 cache_teacher(config)
 """
@@ -422,3 +424,28 @@ def assert_same_cache(one: Path, other: Path) -> None:
             )
         else:
             assert content == (other / name).read_bytes()
+
+
+# a teacher of another size ------------------------------------------------------------------------------------------
+
+
+def test_an_exported_teacher_is_kept_at_its_own_size(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dense: Callable[..., ModelConfig]
+) -> None:
+    student = tiny_dense(name="vit_s", image_size=64, enlarge=2)
+    monkeypatch.setitem(MODELS, "vit_s", student)
+    sam, encoder, _ = export_sam(tmp_path)
+    settings = {**settings, "teacher": encoder, "model": "vit_s"}
+    kept = cache_teacher(CacheConfig(**settings))
+    header = json.loads((kept / "header.json").read_text())
+    assert (header["image_size"], header["student_image_size"], header["grid"]) == (128, 64, 8)
+    assert (header["teacher_model"], header["precision"]) == ("small_encoder.onnx", "as exported")
+    save_sam(build_sam(student), tmp_path / "start.safetensors")
+    config = run(settings, model="vit_s", checkpoint=tmp_path / "start.safetensors")
+    with pytest.warns(UserWarning, match="takes prompt encoder"):
+        teacher = opened(config)
+    samples = samples_of(config)
+    images = [sample.image.float() for sample in samples]  # of 128 px, as the teacher saw them
+    expected = torch.cat([sam.image_encoder(sam.preprocess(image)[None]) for image in images]).detach()
+    found = teacher.targets(images, samples).embedding
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)

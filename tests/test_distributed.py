@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from processes import run_in_two
-from sam_blvit.distributed import Processes, joined_processes, pick_device
+from sam_blvit.config import TeacherConfig
+from sam_blvit.distributed import Processes, joined_processes, pick_device, pick_dtype
+from sam_blvit.train.precision import with_precision
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -72,6 +74,58 @@ def test_without_a_gpu_a_process_of_many_falls_back_to_the_cpu(monkeypatch: pyte
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert pick_device("auto") == torch.device("cpu")
+
+
+# dtypes --------------------------------------------------------------------------------------------------------------
+
+
+def multiplies(monkeypatch: pytest.MonkeyPatch, *, avx512_bf16: bool, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+
+@pytest.mark.parametrize(("avx512_bf16", "amx"), [(True, False), (False, True)])
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, avx512_bf16: bool, amx: bool
+) -> None:
+    multiplies(monkeypatch, avx512_bf16=avx512_bf16, amx=amx)
+    assert pick_dtype("auto", torch.device("cpu")) == torch.bfloat16
+
+
+def test_auto_is_float32_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplies(monkeypatch, avx512_bf16=False, amx=False)
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert pick_dtype("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_a_gpu_before_ampere_multiplies_no_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert pick_dtype("auto", torch.device("cuda")) == dtype
+
+
+def test_a_dtype_that_is_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplies(monkeypatch, avx512_bf16=False, amx=False)
+    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("has_it", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_training_prints_what_auto_stands_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has_it: bool, precision: str
+) -> None:
+    multiplies(monkeypatch, avx512_bf16=has_it, amx=False)
+    config = TeacherConfig(data=Path("data"), device="cpu")
+    assert config.precision == "auto"
+    assert with_precision(config).precision == precision
+    assert capsys.readouterr().out.startswith(f"precision: {precision} (")
+
+
+def test_a_precision_that_is_named_is_kept_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    config = TeacherConfig(data=Path("data"), device="cpu", precision="bf16")
+    assert with_precision(config) is config
+    assert capsys.readouterr().out == ""
 
 
 # processes -----------------------------------------------------------------------------------------------------------

@@ -136,7 +136,10 @@ def test_processes_learn_what_one_would_from_the_same_batch(
     assert_same_learning(tmp_path / "one", tmp_path / "many")
 
 
-def test_processes_that_divide_by_their_own_counts_would_be_noticed(tmp_path: Path, data: Path, teacher: Path) -> None:
+def test_processes_that_divide_by_their_own_counts_would_be_noticed(tmp_path: Path, teacher: Path) -> None:
+    data = tmp_path / "uneven"
+    write_tar(data / "sa_000000.tar", range(3), masks=1)
+    write_tar(data / "sa_000001.tar", range(3, 6), size=(64, 48), masks=2)
     options = settings(teacher=teacher, schedule_steps=1, environment=LINEAR_STEPS)
     finish(start(tmp_path / "one", data, **{**options, "batch_size": 6}))
     wrong = {**options, "batch_size": 3, "environment": {**LINEAR_STEPS, MISCOUNTED: "1"}}
@@ -157,9 +160,18 @@ def test_fsdp_learns_what_one_process_would(tmp_path: Path, data: Path, teacher:
     options = settings(teacher=teacher, schedule_steps=3, keep_ratios=(0.0, 0.25, 1.0), environment=LINEAR_STEPS)
     finish(start(tmp_path / "one", data, **{**options, "batch_size": 4}))
     sharded = {**options, "batch_size": 2, "sharding": "fsdp"}  # photographs of two shapes: not every rank has both
-    finish(start(tmp_path / "two", data, ranks=2, **sharded, max_steps=2))
-    finish(start(tmp_path / "two", data, ranks=2, **sharded))  # and goes on
-    assert_same_losses(tmp_path / "one", tmp_path / "two")
+    finish(start(tmp_path / "two", data, ranks=2, **sharded))
+    assert_same_learning(tmp_path / "one", tmp_path / "two")
+
+
+def test_fsdp_goes_on_where_it_stopped(tmp_path: Path, data: Path, teacher: Path) -> None:
+    options = settings(teacher=teacher, schedule_steps=3, keep_ratios=(0.0, 0.25, 1.0), sharding="fsdp")
+    finish(start(tmp_path / "whole", data, ranks=2, **options))
+    finish(start(tmp_path / "parts", data, ranks=2, **options, max_steps=2))
+    said = finish(start(tmp_path / "parts", data, ranks=2, **options))
+    assert "going on after step 2" in said
+    assert_same_losses(tmp_path / "whole", tmp_path / "parts")
+    assert_equal_models(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, data: Path) -> None:

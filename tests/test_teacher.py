@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from exports import export_sam
 from sam_blvit.checkpoint import save_plain_sam, save_sam
 from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, TrainingDataConfig, override
+from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
+from sam_blvit.exported.sam import ExportedSam, load_exported
 from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
@@ -26,10 +30,12 @@ from sam_blvit.train.teacher import (
     load_teacher,
     teacher_for,
     teacher_model,
+    teacher_size,
 )
 from synthetic import write_flat
 
 Build = Callable[[Sam], Sam]
+Refused = Callable[[type[Exception], str], AbstractContextManager[Any]]
 DECODERS = ("prompt_encoder.", "mask_decoder.")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(fresh and want|starts with evenly|takes prompt encoder|positions interpolated)"
@@ -69,6 +75,14 @@ def config(**options: Any) -> FinetuneConfig:
 
 def photographs(*sizes: tuple[int, int]) -> list[Tensor]:
     return [torch.randint(0, 256, (3, *size)).float() for size in sizes]
+
+
+def seen(images: list[Tensor]) -> list[Sample]:
+    """Samples of `images` without masks."""
+    nothing = {"masks": torch.zeros(0, 1, 1, dtype=torch.bool), "boxes": torch.zeros(0, 4), "ann_ids": ()}
+    return [
+        Sample(epoch=0, image_id=place, image=image, valid=(1, 1), **nothing) for place, image in enumerate(images)
+    ]
 
 
 def equal(one: Sam, other: Sam, prefixes: tuple[str, ...]) -> bool:
@@ -169,7 +183,7 @@ def test_a_teacher_of_another_size_lends_its_decoder(teacher: Path, large: Path)
         student, its_teacher = load_student_and_teacher(settings)
     assert its_teacher is not None
     assert equal(student, its_teacher, DECODERS)
-    blocks = load_teacher(config(teacher=teacher), 128)
+    blocks = load_teacher(config(teacher=teacher), MODELS["blvit_tiny"])
     assert equal(blocks, student, ("image_encoder.",))
     assert not equal(blocks, student, DECODERS)
     (told,) = (str(warning.message) for warning in said if "takes prompt encoder" in str(warning.message))
@@ -187,7 +201,7 @@ def test_who_distils_alone_first_needs_no_advice(teacher: Path, large: Path) -> 
 
 
 def test_a_plain_sam_gives_the_performance_blocks(tmp_path: Path, teacher: Path, large: Path) -> None:
-    plain = load_teacher(config(teacher=teacher), 128)
+    plain = load_teacher(config(teacher=teacher), MODELS["blvit_tiny"])
     save_plain_sam(plain, tmp_path / "plain.pth")
     settings = config(teacher=large, teacher_model="vit_h", checkpoint=tmp_path / "plain.pth")
     with pytest.warns(UserWarning, match="fresh and want") as said:
@@ -273,7 +287,7 @@ def test_what_only_a_student_of_the_teachers_size_can_have_is_refused_a_smaller_
 def test_a_target_is_what_the_teacher_makes_of_the_image_alone(randomize: Build) -> None:
     sam = randomize(build_sam(MODELS["blvit_tiny"]))  # big.LITTLE: pads to whole windows only
     images = photographs((128, 128), (60, 128), (128, 70), (50, 128))
-    target = LiveTeacher(sam).targets(images, [])
+    target = LiveTeacher(sam).targets(images, seen(images))
     assert target.features == {}
     for image, embedding in zip(images, target.embedding, strict=True):
         torch.testing.assert_close(embedding, sam.encode_images([image])[0], rtol=1e-4, atol=1e-4)
@@ -284,7 +298,7 @@ def test_a_target_is_what_the_teacher_makes_of_the_image_alone(randomize: Build)
 def test_tokens_of_layers_come_too_on_the_square(randomize: Build) -> None:
     sam = randomize(build_sam(MODELS["blvit_tiny"]))
     images = photographs((128, 128), (60, 128))
-    features = LiveTeacher(sam, features_of=(2, 3)).targets(images, []).features
+    features = LiveTeacher(sam, features_of=(2, 3)).targets(images, seen(images)).features
     assert {layer: feature.shape for layer, feature in features.items()} == dict.fromkeys((2, 3), (2, 8, 8, 32))
     alone = sam.image_encoder.encode(sam.preprocess(images[1])[None], features_of=(3,)).features[3]
     torch.testing.assert_close(features[3][1, :4], alone[0], rtol=1e-4, atol=1e-4)
@@ -293,7 +307,8 @@ def test_tokens_of_layers_come_too_on_the_square(randomize: Build) -> None:
 
 def test_places_of_a_target_are_those_of_the_batch(randomize: Build) -> None:
     teacher = LiveTeacher(randomize(build_sam(MODELS["vit_tiny"])), features_of=(2,))
-    target = teacher.targets(photographs((128, 128), (60, 128), (128, 30)), [])
+    images = photographs((128, 128), (60, 128), (128, 30))
+    target = teacher.targets(images, seen(images))
     part = target.of([2, 0])
     assert torch.equal(part.embedding, target.embedding[[2, 0]])
     assert torch.equal(part.features[2], target.features[2][[2, 0]])
@@ -301,7 +316,8 @@ def test_places_of_a_target_are_those_of_the_batch(randomize: Build) -> None:
 
 def test_a_teacher_learns_nothing(randomize: Build) -> None:
     teacher = LiveTeacher(randomize(build_sam(MODELS["vit_tiny"])).train())
-    assert not teacher.targets(photographs((128, 128)), []).embedding.requires_grad
+    images = photographs((128, 128))
+    assert not teacher.targets(images, seen(images)).embedding.requires_grad
     assert not any(parameter.requires_grad for parameter in teacher.sam.parameters())
     assert not teacher.sam.training
 
@@ -309,8 +325,8 @@ def test_a_teacher_learns_nothing(randomize: Build) -> None:
 def test_bf16_targets_are_float32_and_nearly_the_same(randomize: Build) -> None:
     sam = randomize(build_sam(MODELS["vit_tiny"]))
     images = photographs((128, 128))
-    exact = LiveTeacher(sam).targets(images, []).embedding
-    target = LiveTeacher(sam, precision="bf16", features_of=(2,)).targets(images, [])
+    exact = LiveTeacher(sam).targets(images, seen(images)).embedding
+    target = LiveTeacher(sam, precision="bf16", features_of=(2,)).targets(images, seen(images))
     assert target.embedding.dtype == target.features[2].dtype == torch.float32
     assert not torch.equal(target.embedding, exact)
     assert torch.nn.functional.cosine_similarity(target.embedding, exact, dim=1).min() > 0.98
@@ -325,5 +341,96 @@ def test_tokens_after_global_layers_but_the_last_are_matched_if_asked(
     source = training_source(TrainingDataConfig(data=write_flat(tmp_path / "data", range(1))))
     live = teacher_for(settings, student, its_teacher, source, torch.device("cpu"))
     assert isinstance(live, LiveTeacher)
-    assert list(live.targets(photographs((128, 128)), []).features) == layers
+    images = photographs((128, 128))
+    assert list(live.targets(images, seen(images)).features) == layers
     assert teacher_for(config(), student, None, source, torch.device("cpu")) is None
+
+
+# exported teachers, and input sizes of their own ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def enlarging(monkeypatch: pytest.MonkeyPatch, tiny_dense: Callable[..., ModelConfig]) -> ModelConfig:
+    """The registry's vit_s, smaller: images of 64 px, whose embedding has the 8 x 8 cells of a teacher at 128 px."""
+    config = tiny_dense(name="vit_s", image_size=64, enlarge=2)
+    monkeypatch.setitem(MODELS, "vit_s", config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]:
+    """A SAM for 128 px, and the files of its encoder and decoder."""
+    return export_sam(tmp_path_factory.mktemp("exported"))
+
+
+def test_an_exported_teacher_lends_its_decoder_to_an_untrained_student(
+    enlarging: ModelConfig, exported: tuple[Any, Path, Path]
+) -> None:
+    sam, encoder, _ = exported
+    with pytest.warns(UserWarning, match="takes prompt encoder and mask decoder of teacher .*small_encoder.onnx"):
+        student, teacher = load_student_and_teacher(config(model="vit_s", teacher=encoder))
+    assert isinstance(teacher, ExportedSam)
+    for name, value in sam.mask_decoder.state_dict().items():
+        assert torch.equal(student.mask_decoder.state_dict()[name], value)
+
+
+def test_a_student_with_its_decoder_takes_nothing(
+    enlarging: ModelConfig, exported: tuple[Any, Path, Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    start = build_sam(enlarging)
+    start.mask_decoder.load_state_dict(exported[0].mask_decoder.state_dict())
+    start.prompt_encoder.load_state_dict(exported[0].prompt_encoder.state_dict())
+    path = saved(start, tmp_path / "start.safetensors")
+    load_student_and_teacher(config(model="vit_s", teacher=exported[1], checkpoint=path))
+    assert not recwarn.list
+
+
+def test_a_decoder_elsewhere_may_be_named(
+    enlarging: ModelConfig, exported: tuple[Any, Path, Path], tmp_path: Path, refused: Refused
+) -> None:
+    alone = tmp_path / "small_encoder.onnx"
+    alone.write_bytes(exported[1].read_bytes())
+    with refused(ValueError, "has no decoder beside it"):
+        load_teacher(config(model="vit_s", teacher=alone), enlarging)
+    load_teacher(config(model="vit_s", teacher=alone, teacher_decoder=exported[2]), enlarging)
+
+
+def test_an_exported_teacher_of_another_grid_is_refused(exported: tuple[Any, Path, Path], refused: Refused) -> None:
+    student = override(MODELS["blvit_tiny"], image_size=64)
+    with refused(ValueError, r"8 x 8 cells, blvit_tiny at image_size=64 one of 4 x 4; take image_size=128"):
+        load_teacher(config(teacher=exported[1]), student)
+
+
+def test_a_teacher_of_the_registry_sees_twice_the_size_of_a_student_that_enlarges(
+    enlarging: ModelConfig, tmp_path: Path
+) -> None:
+    path = saved(build_sam(MODELS["vit_tiny"]), tmp_path / "teacher.safetensors")
+    teacher = load_teacher(config(model="vit_s", teacher=path, teacher_model="vit_tiny"), enlarging)
+    assert (teacher.image_encoder.img_size, teacher_size(config(teacher=path, teacher_model="vit_tiny"), enlarging)) == (
+        128,
+        128,
+    )
+
+
+def test_each_sees_the_photograph_at_its_own_size(
+    enlarging: ModelConfig, exported: tuple[Any, Path, Path], tmp_path: Path
+) -> None:
+    write_flat(tmp_path / "data", range(2), size=(48, 96))
+    source = training_source(TrainingDataConfig(data=tmp_path / "data"))
+    options = {"mask_side": 32, "masks_per_image": 1, "smallest_crop": 0.5, "flip": True}
+    samples = TrainingSamples(source, image_size=64, teacher_size=128, **options)
+    at_teachers = TrainingSamples(source, image_size=128, **options)
+    sam, encoder, _ = exported
+    for epoch in range(4):  # crops and mirror images too are the same view
+        sample = samples[epoch, 0]
+        assert isinstance(sample, Sample)
+        assert sample.image.shape[-1] == 64
+        assert torch.equal(sample.teacher_image, at_teachers[epoch, 0].image)
+        target = LiveTeacher(load_exported(encoder)).targets([sample.image.float()], [sample]).embedding
+        expected = sam.image_encoder(sam.preprocess(sample.teacher_image.float())[None])
+        torch.testing.assert_close(target, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_of_an_exported_teacher_cannot_be_matched(exported: tuple[Any, Path, Path], refused: Refused) -> None:
+    with refused(ValueError, "an exported teacher gives final embeddings alone"):
+        config(teacher=exported[1], distillation_layers=1.0)

@@ -234,6 +234,9 @@ class FinetuneConfig(TeacherConfig):
     """Peak learning rate of the mask decoder; 0 freezes it. Default: the preset's."""
     prompt_lr: float = 0.0
     """Peak learning rate of the prompt encoder; 0 freezes it."""
+    frozen_layers: int = 0
+    """Performance blocks from the first on that stay as they are, with patches and positions: a dense model saves their
+    backward pass."""
     layer_decay: float = 1.0
     """Factor on the rate of performance blocks for each layer below the last."""
     drop_path: float | None = None
@@ -309,7 +312,7 @@ class FinetuneConfig(TeacherConfig):
         _check_at_least(self, 0, "lr", "encoder_lr", "neck_lr", "decoder_lr", "prompt_lr", "weight_decay", "warmup_steps")
         _check_at_least(self, 0, "point_sample", "correction_rounds", "distillation_weight", "distillation_mse")
         _check_at_least(
-            self, 0, "distillation_layers", "listwise_weight", "kd_only_steps", "picture_every", "validate_every"
+            self, 0, "distillation_layers", "listwise_weight", "kd_only_steps", "frozen_layers", "picture_every", "validate_every"
         )
         self._check_ranges()
         self._check_together()
@@ -414,6 +417,8 @@ class FinetuneConfig(TeacherConfig):
             )
         if self.listwise_weight and model.router != "learned":
             raise ValueError(f"listwise_weight={self.listwise_weight}: no effect with router={model.router}")
+        if self.frozen_layers > model.layers:
+            raise ValueError(f"frozen_layers={self.frozen_layers}: {self.model} has {model.layers} layers")
         if self.window is not None and self.window > model.grid:
             raise ValueError(
                 f"window={self.window} is more than the {model.grid} tokens along a side of {self.model} "

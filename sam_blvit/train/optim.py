@@ -64,6 +64,8 @@ def _learning_rate(name: str, config: FinetuneConfig, layers: int) -> float:
     rate = config.lr if is_big_little(name) else rates[name.split(".")[0]] if config.freeze == "none" else 0.0
     if config.neck_lr is not None and config.freeze == "none" and name.startswith(NECK):
         rate = config.neck_lr
+    if not is_big_little(name) and config.frozen_layers and _depth(name, layers + 1) <= config.frozen_layers:
+        rate = 0.0
     assert rate is not None, "the config fills what it was not given from its preset"
     return rate * (1.0 if is_big_little(name) else config.layer_decay ** (layers - _depth(name, layers)))
 
