@@ -11,6 +11,8 @@ demo: $(VENV)/installed
 	$(BIN)/sam-blvit segment $(PHOTOS)/coffee.png --box 160,15,420,300 --show-routing --output demo
 	$(BIN)/sam-blvit segment $(PHOTOS)/rocket.jpg --box 305,105,345,415 --output demo
 	$(BIN)/sam-blvit segment $(PHOTOS)/motorcycle_left.png --box 80,70,690,470 --output demo
+	$(BIN)/sam-blvit segment $(PHOTOS)/chelsea.png --point 230,150 --output demo
+	$(BIN)/sam-blvit everything $(PHOTOS)/coffee.png --points-per-side 16 --output demo
 	@echo "Look at demo/*_overlay.png and demo/coffee_routing.png"
 
 test: $(VENV)/installed-dev

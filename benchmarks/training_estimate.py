@@ -38,12 +38,11 @@ from sam_blvit.train.simulate import plan_rounds
 from sam_blvit.train.teacher import teacher_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-LARGE, GPUS = ("sam_b_t", "sam_l_s", "sam_h_b", "sam_b_t_paper"), 8
+LARGE, GPUS = ("sam_b_t", "sam_b_t_same", "sam_l_s", "sam_h_b", "sam_b_t_paper", "sam_h_b_paper"), 8
 """Recipes for 2 % of SA-1B, and the GPUs that their commands ask for."""
 SMALL = "accelerate"
 """The recipe for one GPU."""
 OTHER_TEACHERS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("`sam_b_t`, teacher vit_h", {"teacher_model": "vit_h"}),
     ("`sam_b_t`, teacher cached", {"teacher_cache": Path("cache")}),
 )
 PEAK_FLOP = 312e12

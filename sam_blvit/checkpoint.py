@@ -49,7 +49,7 @@ __all__ = [
     "save_sam",
 ]
 
-SHIPPED = "blvit_tiny"
+SHIPPED = "blvit_s_t"
 """The model whose weights are inside the package."""
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / f"{SHIPPED}.safetensors"
 POSITIONS = "pos_embed"
@@ -79,8 +79,14 @@ def save_sam(
 def save_plain_sam(sam: Sam, path: str | Path) -> list[str]:
     """Write the SAM inside `sam` (performance blocks, neck, prompt encoder, decoder) as a plain SAM `.pth`, atomically.
 
-    Returns the names left out. segment-anything loads the file strictly if the model has SAM's own size.
+    Returns the names left out. segment-anything loads the file strictly if the model has SAM's own size. Raises
+    ValueError for a model that enlarges its embedding, which a plain SAM cannot.
     """
+    if sam.config.enlarge > 1:
+        raise ValueError(
+            f"{sam.config.name} enlarges its embedding {sam.config.enlarge} times, which a plain SAM has no part for; "
+            "keep its own checkpoint"
+        )
     state = sam.state_dict()
     plain = {name: value for name, value in state.items() if not is_big_little(name)}
     write_atomically(path, lambda to: torch.save(plain, to))
@@ -107,7 +113,7 @@ def build_from_registry(
     """Build registry model `name`, in eval mode, with the weights in `checkpoint`.
 
     `checkpoint` is one of our files (its config counts) or a plain SAM file of the same size, which fills all but
-    what only a big.LITTLE model has. None gives fresh weights, saying so, except for blvit_tiny, which ships with
+    what only a big.LITTLE model has. None gives fresh weights, saying so, except for blvit_s_t, which ships with
     its own. `base`: the SAM that `checkpoint` was trained for, if it is an adapter. `overrides` replace config fields:
     `window`, `image_size`, `keep_ratio`, `compute_dtype`.
     Raises CheckpointError (a ValueError) naming what is missing, unexpected or of the wrong shape.

@@ -73,6 +73,7 @@ def start(
 
     diary = _diary(output)
     diary.mkdir(parents=True, exist_ok=True)
+    settings = {"model": "blvit_tiny", **settings}
     flags = [word for name, value in settings.items() if value is not None for word in _flag(name, value)]
     flags = ["--data", str(data), "--output", str(output), "--device", "cpu", *flags]
     with socket.socket() as free:

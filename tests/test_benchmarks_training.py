@@ -33,6 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> training_speed.SpeedConf
     data = tmp_path_factory.mktemp("data")
     write_flat(data, range(6))
     return training_speed.SpeedConfig(
+        model="blvit_tiny",
         data=data,
         output=data / "run",
         batch_size=2,

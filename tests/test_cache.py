@@ -62,7 +62,7 @@ def teacher(tmp_path: Path, randomize: Callable[[Sam], Sam]) -> Path:
 def settings(tmp_path: Path, data: Path, teacher: Path) -> dict[str, Any]:
     return {
         "data": data, "teacher": teacher, "output": tmp_path / "cache", "shard_images": SHARD, "batch_size": 3,
-        "workers": 0, "device": "cpu", "precision": "fp32",
+        "workers": 0, "device": "cpu", "precision": "fp32", "model": "blvit_tiny",
     }  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def kept(settings: dict[str, Any]) -> Path:
 def run(settings: dict[str, Any], **options: Any) -> FinetuneConfig:
     """A run on the photographs of the cache."""
     given = {"data": settings["data"], "teacher": settings["teacher"], "teacher_cache": settings["output"]}
-    return FinetuneConfig(**{**given, "output": Path("run"), "device": "cpu", **options})
+    return FinetuneConfig(**{**given, "model": "blvit_tiny", "output": Path("run"), "device": "cpu", **options})
 
 
 def opened(config: FinetuneConfig) -> CachedTeacher:

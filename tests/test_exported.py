@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_sam(tmp_path_factory.mktemp("exported"))
 
 
-# weights ---------------------------------------------------------------------------------------------------------------
+# weights -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_decoder_comes_back_bit_for_bit(exported: Exported) -> None:
@@ -114,9 +114,7 @@ def test_what_a_decoder_lacks_is_named(exported: Exported, tmp_path: Path, refus
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\x07"])
-def test_a_file_that_is_no_model_is_named(
-    tmp_path: Path, exported: Exported, refused: Refused, content: bytes
-) -> None:
+def test_a_file_that_is_no_model_is_named(tmp_path: Path, exported: Exported, refused: Refused, content: bytes) -> None:
     path = tmp_path / "odd_decoder.onnx"
     path.write_bytes(content)
     with refused(CheckpointError, "odd_decoder.onnx is"):
@@ -125,7 +123,7 @@ def test_a_file_that_is_no_model_is_named(
         ExportedEncoder(path)
 
 
-# the encoder -----------------------------------------------------------------------------------------------------------
+# the encoder ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_encoder_embeds_as_it_did_in_pytorch(exported: Exported) -> None:
@@ -156,7 +154,7 @@ def test_parameters_of_the_graph_are_counted(exported: Exported) -> None:
     )
 
 
-# as a model of the commands --------------------------------------------------------------------------------------------
+# as a model of the commands ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("named", ["onnx:{0},{1}", "onnx:{0}"])
@@ -174,21 +172,19 @@ def test_settings_of_our_own_models_are_refused(exported: Exported, refused: Ref
 
 
 @pytest.fixture
-def measured(tmp_path: Path) -> Iterator[dict[str, Path]]:
+def measured(tmp_path: Path) -> dict[str, Path]:
     """A photograph with one object, in COCO's format."""
     from PIL import Image
 
     Image.fromarray(np.full((96, 128, 3), 80, np.uint8)).save(tmp_path / "one.png")
-    box, corners = [16, 16, 48, 48], [16, 16, 64, 16, 64, 64, 16, 64]
+    square = {"bbox": [16, 16, 48, 48], "area": 2304, "segmentation": [[16, 16, 64, 16, 64, 64, 16, 64]]}
     content = {
         "images": [{"id": 1, "file_name": "one.png", "height": 96, "width": 128}],
-        "annotations": [
-            {"id": 7, "image_id": 1, "category_id": 1, "bbox": box, "area": 2304, "iscrowd": 0, "segmentation": [corners]}
-        ],
+        "annotations": [{"id": 7, "image_id": 1, "category_id": 1, "iscrowd": 0, **square}],
         "categories": [{"id": 1, "name": "thing"}],
     }
     (tmp_path / "one.json").write_text(json.dumps(content))
-    yield {"annotations": tmp_path / "one.json", "images": tmp_path, "output": tmp_path / "run"}
+    return {"annotations": tmp_path / "one.json", "images": tmp_path, "output": tmp_path / "run"}
 
 
 def test_it_is_measured_and_known_by_its_files(exported: Exported, measured: dict[str, Path]) -> None:

@@ -199,8 +199,8 @@ def assert_same_losses(one: Path, other: Path) -> None:
 
 
 def assert_same_gradients(one: Path, other: Path) -> None:
-    """Every parameter's gradient is the same in every step, relative to its norm; rounding of one that is next to nothing
-    is measured by the norm of all."""
+    """Every parameter's gradient is the same in every step, relative to its norm; the rounding of one that is next to
+    nothing is measured by the norm of all."""
     for first, second in zip(gradients(one), gradients(other), strict=True):
         assert set(first) == set(second)
         whole = torch.stack([value.norm() for value in first.values()]).norm()

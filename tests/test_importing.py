@@ -90,7 +90,9 @@ class PlainViT(nn.Module):
         return self._linear((weights @ v).transpose(1, 2).flatten(2), layer + "attention.output.dense")
 
     def _mlp(self, x: Tensor, layer: str) -> Tensor:
-        return self._linear(F.gelu(self._linear(self._normed(x, layer + "norm2"), layer + "mlp.fc1")), layer + "mlp.fc2")
+        return self._linear(
+            F.gelu(self._linear(self._normed(x, layer + "norm2"), layer + "mlp.fc1")), layer + "mlp.fc2"
+        )
 
 
 def as_timm(vit: PlainViT) -> dict[str, Tensor]:
@@ -204,7 +206,7 @@ def test_an_exported_vit_gives_its_weights_too(plain: ModelConfig, tmp_path: Pat
     torch.testing.assert_close(tokens_of(path, plain, pixels), expected, rtol=1e-4, atol=1e-3)
 
 
-# patches and positions --------------------------------------------------------------------------------------------------
+# patches and positions -----------------------------------------------------------------------------------------------
 
 
 def test_a_resized_kernel_answers_a_resized_patch_as_the_old_one_answered_the_patch() -> None:
@@ -230,7 +232,7 @@ def test_positions_are_interpolated_and_those_of_other_tokens_dropped(plain: Mod
     torch.testing.assert_close(found, expected)
 
 
-# strictness -------------------------------------------------------------------------------------------------------------
+# strictness ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_has_no_place_in_the_encoder_is_named(plain: ModelConfig, tmp_path: Path, refused: Refused) -> None:
@@ -273,7 +275,7 @@ def test_another_width_is_named(tmp_path: Path, refused: Refused) -> None:
         import_weights("vit_s", ImportConfig(encoder=path, output=tmp_path / "start.safetensors"))
 
 
-# the command ------------------------------------------------------------------------------------------------------------
+# the command ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("registry")
@@ -281,7 +283,7 @@ def test_encoder_and_decoder_become_one_checkpoint_of_ours(tmp_path: Path) -> No
     source, _, decoder = export_sam(tmp_path, side=128, cell=8)
     encoder = write(PlainViT().values, tmp_path / "vit.safetensors")
     output = tmp_path / "start.safetensors"
-    with pytest.warns(UserWarning, match=r"untrained in .*start\.safetensors: neck and enlargement$"):
+    with pytest.warns(UserWarning, match=r"untrained in .*start\.safetensors: neck, enlargement$"):
         import_weights("vit_s", ImportConfig(encoder=encoder, decoder=decoder, output=output))
     sam = load_sam(output)
     assert sam.config.enlarge == 2

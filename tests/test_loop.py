@@ -98,7 +98,8 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Training]:
 
 def config(data: Path, output: Path, **options: Any) -> FinetuneConfig:
     settings = {
-        "schedule_steps": 2, "batch_size": 2, "masks_per_image": 1, "mask_side": 32, "workers": 0, "prompts": "evs",
+        "model": "blvit_tiny", "schedule_steps": 2, "batch_size": 2, "masks_per_image": 1, "mask_side": 32,
+        "workers": 0, "prompts": "evs",
         "keep_ratios": (0.25,), "drop_path": 0.0, "warmup_steps": 1, "log_every": 1, "device": "cpu", **options,
     }  # fmt: skip
     return FinetuneConfig(data=data, output=output, **settings)

@@ -36,7 +36,9 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 
 def config(root: Path, **options: Any) -> FinetuneConfig:
-    return FinetuneConfig(data=root / "data", output=root / "run", **{"drop_path": 0.0, **options})
+    return FinetuneConfig(
+        data=root / "data", output=root / "run", **{"model": "blvit_tiny", "drop_path": 0.0, **options}
+    )
 
 
 def plan(samples: list[Sample], **options: Any) -> StepPlan:

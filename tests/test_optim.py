@@ -97,6 +97,25 @@ def test_layer_decay_slows_performance_blocks_by_their_depth(tiny: Callable[...,
     assert rate[id(encoder.blocks[1].little.mlp.lin1.weight)] == rate[id(encoder.blocks[1].alpha_mlp)] == 1e-3
 
 
+def test_first_layers_may_stay_as_they_are(tiny: Callable[..., ModelConfig]) -> None:
+    sam = build_sam(tiny(enlarge=2))
+    chosen = {id(p) for group in trained(sam, config(frozen_layers=2)) for p in group["params"]}
+    encoder = sam.image_encoder
+    frozen = [encoder.pos_embed, encoder.patch_embed.proj.weight, encoder.blocks[1].mlp.lin1.weight]
+    assert not any(id(value) in chosen or value.requires_grad for value in frozen)
+    moving = [encoder.blocks[2].mlp.lin1.weight, encoder.blocks[1].little.mlp.lin1.weight, encoder.neck[0].weight]
+    assert all(id(value) in chosen for value in [*moving, encoder.enlarge[0].weight, sam.mask_decoder.iou_token.weight])
+
+
+def test_neck_and_enlargement_may_have_a_rate_of_their_own(tiny: Callable[..., ModelConfig]) -> None:
+    sam = build_sam(tiny(enlarge=2))
+    groups = trained(sam, config(encoder_lr=1e-4, neck_lr=1e-3, layer_decay=0.5))
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    encoder = sam.image_encoder
+    assert rate[id(encoder.neck[0].weight)] == rate[id(encoder.enlarge[1].weight)] == 1e-3
+    assert rate[id(encoder.blocks[3].mlp.lin1.weight)] == 1e-4
+
+
 def test_freezing_performance_trains_what_sam_does_not_have(tiny: Callable[..., ModelConfig]) -> None:
     sam = build_sam(tiny())
     settings = config(freeze="performance", teacher=Path("sam.pth"), prompt_lr=1e-3)

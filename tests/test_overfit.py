@@ -31,6 +31,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     for image_id in APART:
         write_tar(root / "data" / f"sa_00000{image_id}.tar", range(image_id, image_id + 1), size=(64, 64), masks=2)
     config = FinetuneConfig(
+        model="blvit_tiny",
         data=root / "data",
         output=root / "run",
         device="cpu",

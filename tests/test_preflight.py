@@ -43,7 +43,7 @@ def _tiny_models() -> Iterator[None]:
 def config(root: Path, **options: Any) -> FinetuneConfig:
     settings = {
         "batch_size": 2, "masks_per_image": 1, "mask_side": 32, "correction_rounds": 0, "workers": 0, "device": "cpu",
-        "keep_ratios": (0.25, 0.25, 0.25, 1.0), "epochs": 2, **options,
+        "model": "blvit_tiny", "keep_ratios": (0.25, 0.25, 0.25, 1.0), "epochs": 2, **options,
     }  # fmt: skip
     (root / "run").mkdir(exist_ok=True)
     return FinetuneConfig(data=root / "data", output=root / "run", **settings)

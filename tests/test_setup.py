@@ -43,7 +43,7 @@ def teacher(tmp_path: Path, randomize: Callable[[nn.Module], Any]) -> Path:
 
 
 def prepared(data: Path, *, warm: bool = False, processes: Processes | None = None, **options: Any) -> Training:
-    settings = {"batch_size": 2, "workers": 0, "device": "cpu", **options}
+    settings = {"model": "blvit_tiny", "batch_size": 2, "workers": 0, "device": "cpu", **options}
     config = FinetuneConfig(data=data, output=data.parent / "run", **settings)
     return prepare(config, training_source(config), processes or Processes(), warm=warm)
 

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def config(root: Path, **options: Any) -> FinetuneConfig:
-    settings = {"batch_size": 2, "correction_rounds": 0, "keep_ratios": (0.5,), **options}
+    settings = {"model": "blvit_tiny", "batch_size": 2, "correction_rounds": 0, "keep_ratios": (0.5,), **options}
     return FinetuneConfig(data=root / "data", output=root, **settings)
 
 

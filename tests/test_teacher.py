@@ -70,7 +70,7 @@ def saved(sam: Sam, path: Path, **metadata: str) -> Path:
 
 
 def config(**options: Any) -> FinetuneConfig:
-    return FinetuneConfig(data=Path("data"), output=Path("run"), **options)
+    return FinetuneConfig(data=Path("data"), output=Path("run"), **{"model": "blvit_tiny", **options})
 
 
 def photographs(*sizes: tuple[int, int]) -> list[Tensor]:
@@ -80,9 +80,7 @@ def photographs(*sizes: tuple[int, int]) -> list[Tensor]:
 def seen(images: list[Tensor]) -> list[Sample]:
     """Samples of `images` without masks."""
     nothing = {"masks": torch.zeros(0, 1, 1, dtype=torch.bool), "boxes": torch.zeros(0, 4), "ann_ids": ()}
-    return [
-        Sample(epoch=0, image_id=place, image=image, valid=(1, 1), **nothing) for place, image in enumerate(images)
-    ]
+    return [Sample(epoch=0, image_id=place, image=image, valid=(1, 1), **nothing) for place, image in enumerate(images)]
 
 
 def equal(one: Sam, other: Sam, prefixes: tuple[str, ...]) -> bool:
@@ -405,11 +403,9 @@ def test_a_teacher_of_the_registry_sees_twice_the_size_of_a_student_that_enlarge
     enlarging: ModelConfig, tmp_path: Path
 ) -> None:
     path = saved(build_sam(MODELS["vit_tiny"]), tmp_path / "teacher.safetensors")
-    teacher = load_teacher(config(model="vit_s", teacher=path, teacher_model="vit_tiny"), enlarging)
-    assert (teacher.image_encoder.img_size, teacher_size(config(teacher=path, teacher_model="vit_tiny"), enlarging)) == (
-        128,
-        128,
-    )
+    settings = config(model="vit_s", teacher=path, teacher_model="vit_tiny")
+    assert teacher_size(settings, enlarging) == 128
+    assert load_teacher(settings, enlarging).image_encoder.img_size == 128
 
 
 def test_each_sees_the_photograph_at_its_own_size(

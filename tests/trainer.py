@@ -30,10 +30,9 @@ from sam_blvit.train.optim import optimizer_for
 from sam_blvit.train.order import Batch
 from sam_blvit.train.step import Counts, Stepper
 
-
 LINEAR = "LINEAR_OPTIMIZER"
-"""Switch: SGD, whose steps are as close to each other as the gradients are, and a record of those. AdamW turns a gradient
-near zero of either sign into a whole step."""
+"""Switch: SGD, whose steps are as close to each other as the gradients are, and a record of those. AdamW turns a
+gradient near zero of either sign into a whole step."""
 MISCOUNTED = "MISCOUNTED"
 """Switch: each process divides its losses by what it counted itself."""
 

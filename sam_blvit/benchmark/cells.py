@@ -133,9 +133,7 @@ def plan(models: Sequence[str], config: BenchmarkConfig) -> list[Group]:
             cells = [
                 Cell(model=model, keep_ratio=keep_ratio, dtype=dtype, way=way, **shape)
                 for model, keep_ratio in subjects
-                for dtype, way in (
-                    [AS_EXPORTED] if exported_pair(model) else itertools.product(dtypes, config.ways)
-                )
+                for dtype, way in ([AS_EXPORTED] if exported_pair(model) else itertools.product(dtypes, config.ways))
             ]
             groups.append(Group(rows=[Row(cell=cell) for cell in cells]))
     return groups

@@ -15,10 +15,10 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 class WeightsConfig:
     """Which model a command runs, and where."""
 
-    model: str = "blvit_tiny"
+    model: str = "blvit_s_t"
     """Registry name, or the path of a checkpoint of ours."""
     checkpoint: Path | None = None
-    """A checkpoint of ours or a plain SAM .pth of the same size. Default: blvit_tiny's own weights."""
+    """A checkpoint of ours or a plain SAM .pth of the same size. Default: blvit_s_t's own weights."""
     base: Path | None = None
     """The SAM that an adapter was trained for, if the checkpoint is an adapter."""
     keep_ratio: float | None = None

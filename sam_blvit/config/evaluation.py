@@ -24,7 +24,7 @@ EVALUATION_CHOICES = {
 class EvaluationConfig(WeightsConfig):
     """One measurement: point and box mIoU, or with boxes to prompt by the AP of instance segmentation."""
 
-    model: str = "blvit_tiny"
+    model: str = "blvit_s_t"
     """Registry name, the path of a checkpoint of ours, or module:function, which returns a segment_anything Sam (given
     `checkpoint`, if there is one, under that name)."""
     annotations: Path

@@ -204,7 +204,12 @@ VIT_B = _dense("vit_b", 768, 12, 12, (3, 6, 9, 12))
 VIT_L = _dense("vit_l", 1024, 16, 24, (6, 12, 18, 24))
 VIT_H = _dense("vit_h", 1280, 16, 32, (8, 16, 24, 32))
 VIT_S = dataclasses.replace(
-    _dense("vit_s", 384, 6, 12, (3, 6, 9, 12)), image_size=512, window=16, rel_pos_window=16, enlarge=2
+    # global in its second half: so its features are nearest to those of DINOv2, which it starts from
+    _dense("vit_s", 384, 6, 12, tuple(range(6, 13))),
+    image_size=512,
+    window=16,
+    rel_pos_window=16,
+    enlarge=2,
 )
 VIT_TINY = dataclasses.replace(
     _dense("vit_tiny", 192, 3, 12, (3, 6, 9, 12)), image_size=512, window=8, rel_pos_window=8

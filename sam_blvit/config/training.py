@@ -87,7 +87,7 @@ class TeacherConfig(TrainingDataConfig):
     """Registry name of the teacher; same: the dense model of the size of `model`. No effect on an exported one."""
     teacher_decoder: Path | None = None
     """The exported decoder (.onnx) of an exported teacher. Default: the file beside it with "decoder" for "encoder"."""
-    model: str = "blvit_tiny"
+    model: str = "blvit_s_t"
     """Registry name of the model to train."""
     image_size: int | None = None
     """Longest side of the input, pixels. Default: the model's own."""
@@ -309,10 +309,19 @@ class FinetuneConfig(TeacherConfig):
             "warm_start_images",
         )
         _check_at_least(self, 1, "warm_start_steps")
-        _check_at_least(self, 0, "lr", "encoder_lr", "neck_lr", "decoder_lr", "prompt_lr", "weight_decay", "warmup_steps")
+        _check_at_least(
+            self, 0, "lr", "encoder_lr", "neck_lr", "decoder_lr", "prompt_lr", "weight_decay", "warmup_steps"
+        )
         _check_at_least(self, 0, "point_sample", "correction_rounds", "distillation_weight", "distillation_mse")
         _check_at_least(
-            self, 0, "distillation_layers", "listwise_weight", "kd_only_steps", "frozen_layers", "picture_every", "validate_every"
+            self,
+            0,
+            "distillation_layers",
+            "listwise_weight",
+            "kd_only_steps",
+            "frozen_layers",
+            "picture_every",
+            "validate_every",
         )
         self._check_ranges()
         self._check_together()
@@ -387,7 +396,14 @@ class FinetuneConfig(TeacherConfig):
 
     def _check_distillation(self) -> None:
         """The teacher, and what is wanted of it."""
-        distils = ("teacher_cache", "teacher_model", "teacher_decoder", "distillation_layers", "distillation_mse", "kd_only_steps")
+        distils = (
+            "teacher_cache",
+            "teacher_model",
+            "teacher_decoder",
+            "distillation_layers",
+            "distillation_mse",
+            "kd_only_steps",
+        )
         idle = [name for name in distils if getattr(self, name) != getattr(FinetuneConfig, name)]
         if self.teacher is None and idle:
             raise ValueError(f"{', '.join(idle)}: no effect without a teacher; name its checkpoint with teacher")

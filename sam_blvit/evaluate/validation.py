@@ -15,7 +15,6 @@ from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.config import FinetuneConfig

@@ -33,8 +33,9 @@ def read_decoder(path: str | Path, sam: OriginalSam) -> dict[str, Tensor]:
     found = {name.removeprefix(EXPORTERS_PREFIX): value for name, value in graph.parameters().items()}
     found.update(_channel_norms(graph))
     found.update(_tokens(graph, found))
-    if GAUSSIAN not in found:
-        found.update({GAUSSIAN: v for n, v in graph.constants.items() if n.removeprefix(EXPORTERS_PREFIX) == GAUSSIAN})
+    for name, value in graph.constants.items():
+        if name.removeprefix(EXPORTERS_PREFIX) == GAUSSIAN:
+            found[GAUSSIAN] = value
     expected = {name: value for name, value in sam.state_dict().items() if name.startswith(PARTS)}
     check_fit(found, expected, what=f"{path} holds no decoder of segment_anything's shape")
     return found
@@ -76,7 +77,9 @@ def _tokens(graph: Graph, found: dict[str, Tensor]) -> dict[str, Tensor]:
     if NO_MASK not in found:
         wide = [graph.constants[name] for name in graph.read_by("Mul", 4)]
         wide += [graph.constants[name] for name in graph.read_by("Add", 4)]
-        tokens |= {NO_MASK: value.flatten(1) for value in wide if value.shape[0] == 1 and value.shape[2:] == (1, 1)}
+        for value in wide:
+            if value.shape[0] == 1 and value.shape[2:] == (1, 1):
+                tokens[NO_MASK] = value.flatten(1)
     if MASK_TOKENS not in found:
         joined = [graph.constants[name] for name in graph.read_by("Expand", 3)]
         for value in joined:

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from sam_blvit.checkpoint import save_sam
-from sam_blvit.config import ImportConfig, model_config
+from sam_blvit.config import ImportConfig, ModelConfig, model_config
 from sam_blvit.exported.decoder import read_decoder
 from sam_blvit.files import file_sha256
 from sam_blvit.importing.plain_vit import LEFT_FRESH, read_plain_vit
@@ -26,7 +26,9 @@ def import_weights(model: str, config: ImportConfig) -> Path:
     """
     settings = model_config(model)
     if settings.routed:
-        raise ValueError(f"{model} is a big.LITTLE model; import into its dense form, and start it from that checkpoint")
+        raise ValueError(
+            f"{model} is a big.LITTLE model; import into its dense form, and start it from that checkpoint"
+        )
     sam = build_sam(settings)
     metadata: dict[str, str] = {}
     if config.encoder is not None:
@@ -36,15 +38,23 @@ def import_weights(model: str, config: ImportConfig) -> Path:
         sam.load_state_dict(read_decoder(config.decoder, sam), strict=False)  # the reader is strict
         metadata[LINEAGE.format(part="decoder")] = file_sha256(config.decoder)
     save_sam(sam, config.output, metadata=metadata)
-    fresh = ["image encoder"] * (config.encoder is None) + ["prompt encoder and mask decoder"] * (config.decoder is None)
-    fresh += ["neck" + " and enlargement" * (settings.enlarge > 1)] * (config.encoder is not None)
-    warnings.warn(f"untrained in {config.output}: {'; '.join(fresh)}", stacklevel=2)
+    warnings.warn(f"untrained in {config.output}: {', '.join(_untrained(config, settings))}", stacklevel=2)
     return config.output
+
+
+def _untrained(config: ImportConfig, settings: ModelConfig) -> list[str]:
+    """The parts that no file was named for."""
+    parts = ["neck", *(["enlargement"] if settings.enlarge > 1 else [])]
+    if config.encoder is None:
+        parts = ["image encoder"]
+    return parts if config.decoder is not None else [*parts, "prompt encoder", "mask decoder"]
 
 
 def _fill_encoder(sam: Sam, path: Path) -> None:
     found = read_plain_vit(path, sam.config)
     expected = {name: value for name, value in sam.state_dict().items() if name.startswith("image_encoder.")}
     own = tuple(f"image_encoder.{part}" for part in LEFT_FRESH)
-    check_fit(found, expected, what=f"{path} does not fit {sam.config.name}", may_lack=lambda name: name.startswith(own))
+    check_fit(
+        found, expected, what=f"{path} does not fit {sam.config.name}", may_lack=lambda name: name.startswith(own)
+    )
     sam.load_state_dict(found, strict=False)

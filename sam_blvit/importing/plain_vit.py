@@ -153,7 +153,9 @@ def resize_patches(kernel: Tensor, side: int) -> Tensor:
     if old == side:
         return kernel
     basis = torch.eye(old * old, dtype=torch.float64).view(old * old, 1, old, old)
-    resize = F.interpolate(basis, (side, side), mode="bilinear", antialias=side < old).flatten(1)  # (P * P, side * side)
+    resize = F.interpolate(basis, (side, side), mode="bilinear", antialias=side < old).flatten(
+        1
+    )  # (P * P, side * side)
     resized = kernel.double().flatten(2) @ torch.linalg.pinv(resize).T
     return resized.unflatten(2, (side, side)).to(kernel.dtype)
 
@@ -268,4 +270,3 @@ def _add_relative_positions(found: dict[str, Tensor], config: ModelConfig) -> No
         side = config.grid if config.attends_globally(layer) else config.rel_pos_window
         for table in ("rel_pos_h", "rel_pos_w"):
             found[f"blocks.{layer - 1}.attn.{table}"] = torch.zeros(2 * side - 1, config.dim // config.heads)
-

@@ -24,7 +24,6 @@ from sam_blvit.model.blocks import Block, LittleBlock
 from sam_blvit.model.router import RandomRouter, Routing, TokenRouter, choose
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
-
 EMBEDDING_SCALE = 0.1
 """About the standard deviation of SAM's embeddings. AdamW would take hundreds of steps from 1 to there."""
 
