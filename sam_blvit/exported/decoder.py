@@ -7,6 +7,7 @@ recognised by what reads them: each kind occurs in one place of the graph.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
@@ -58,11 +59,11 @@ def _channel_norms(graph: Graph) -> dict[str, Tensor]:
     return found
 
 
-def _convolution_before(graph: Graph, node: object) -> str | None:
+def _convolution_before(graph: Graph, node: Any) -> str | None:
     """The name of the weight of the nearest convolution that leads to `node`."""
     near, seen = [node], set()
     while near:
-        inputs = [name for each in near for name in each.input if name not in seen]  # type: ignore[attr-defined]
+        inputs = [name for each in near for name in each.input if name not in seen]
         seen.update(inputs)
         near = [graph.writers[name] for name in inputs if name in graph.writers]
         for each in near:

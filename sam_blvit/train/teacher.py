@@ -135,7 +135,7 @@ def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | Exporte
     if config.teacher is None:
         return build_from_registry(config.model, config.checkpoint, base=config.base, **overrides), None
     if config.checkpoint is None and is_exported(config.teacher):
-        student = build_from_registry(config.model, **overrides)  # the encoder is untrained, which a warning says
+        student = build_from_registry(config.model, None, **overrides)  # its encoder is untrained, a warning says
         teacher = load_teacher(config, student.config)
         _take_decoder(student, teacher, config)
         return student, teacher
