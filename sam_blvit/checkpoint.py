@@ -80,12 +80,12 @@ def save_plain_sam(sam: Sam, path: str | Path) -> list[str]:
     """Write the SAM inside `sam` (performance blocks, neck, prompt encoder, decoder) as a plain SAM `.pth`, atomically.
 
     Returns the names left out. segment-anything loads the file strictly if the model has SAM's own size. Raises
-    ValueError for a model that enlarges its embedding, which a plain SAM cannot.
+    ValueError for a model whose neck does more than SAM's.
     """
-    if sam.config.enlarge > 1:
+    if sam.config.enlarge > 1 or sam.config.neck_layers:
         raise ValueError(
-            f"{sam.config.name} enlarges its embedding {sam.config.enlarge} times, which a plain SAM has no part for; "
-            "keep its own checkpoint"
+            f"{sam.config.name} has enlarge={sam.config.enlarge}, neck_layers={sam.config.neck_layers}, for which a "
+            "plain SAM has no part; keep its own checkpoint"
         )
     state = sam.state_dict()
     plain = {name: value for name, value in state.items() if not is_big_little(name)}

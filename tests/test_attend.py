@@ -192,7 +192,7 @@ def photographs() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def masks_of(photographs: list[tuple[np.ndarray, np.ndarray]], way: str, dtype: str) -> list[np.ndarray]:
-    predictor = SamPredictor(sam_model_registry["blvit_tiny"](compute_dtype=dtype))
+    predictor = SamPredictor(sam_model_registry["blvit_s_t"](compute_dtype=dtype))
     masks = []
     with attention_way(way):
         for photograph, box in photographs:

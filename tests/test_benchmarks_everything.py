@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*positions interpolated:UserWar
 
 @pytest.fixture(scope="module")
 def sam() -> Sam:
-    return sam_model_registry["blvit_tiny"](image_size=256)
+    return sam_model_registry["blvit_s_t"](image_size=256)
 
 
 @pytest.fixture(scope="module")

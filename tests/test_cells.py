@@ -54,10 +54,26 @@ def test_each_shape_is_a_group() -> None:
 
 def test_threads_and_allocators_are_a_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     config = BenchmarkConfig(devices=("cuda", "cpu"), threads=(1, 2), allocators=("tuned", "default"))
     shapes = [group.shape for group in plan(["vit_b"], config)]
     assert shapes[0] == "cuda, batch 1, each model's own side, square"
     assert len(shapes) == 1 + 4
+
+
+@pytest.mark.parametrize(("has_it", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_the_dtype_that_the_device_multiplies(
+    monkeypatch: pytest.MonkeyPatch, has_it: bool, dtype: str
+) -> None:
+    monkeypatch.setattr("sam_blvit.distributed.multiplies_bfloat16", lambda _: has_it)
+    (group,) = plan(["vit_tiny"], BenchmarkConfig(devices=("cpu",), dtypes=("auto", dtype)))
+    assert [row.cell.dtype for row in group.rows] == [dtype]
+
+
+def test_an_exported_pair_is_measured_once_as_it_is() -> None:
+    config = BenchmarkConfig(devices=("cpu",), dtypes=("float32", "bfloat16"), ways=("eager", "compiled"))
+    (group,) = plan(["onnx:encoder.onnx,decoder.onnx"], config)
+    assert [(row.cell.way, row.cell.dtype_name) for row in group.rows] == [("onnxruntime", "as exported")]
 
 
 def test_a_checkpoint_says_itself_whether_it_is_routed(tmp_path: Path, tiny: Callable[..., ModelConfig]) -> None:

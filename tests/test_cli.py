@@ -105,7 +105,7 @@ def test_an_error_of_the_command_ends_in_one_line(capsys: pytest.CaptureFixture[
         (["flops", "vit_x"], "no model named 'vit_x'; there are vit_b"),
         (["flops", "--keep-ratio", "1.5"], "keep_ratio=1.5 is not a number in [0, 1]"),
         (["benchmark", "vit_x"], "no model named 'vit_x'; there are vit_b"),
-        (["benchmark", "--dtypes", "fp16"], "dtypes: 'fp16' is not one of float32, bfloat16"),
+        (["benchmark", "--dtypes", "fp16"], "dtypes: 'fp16' is not one of auto, float32, bfloat16"),
         (["benchmark", "--batches", "1,x"], "--batches"),
         (["convert", "nosuch.safetensors", "out.pth"], "nosuch.safetensors is not a file"),
     ],
@@ -126,7 +126,7 @@ def test_convert_writes_a_plain_sam(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_segment_writes_its_files_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_sam(build_sam(MODELS["blvit_tiny"]), tmp_path / "ours.safetensors")
     Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "photo.png")
-    checkpoint = ["--checkpoint", str(tmp_path / "ours.safetensors")]
+    checkpoint = ["--model", "blvit_tiny", "--checkpoint", str(tmp_path / "ours.safetensors")]
     main(["segment", str(tmp_path / "photo.png"), "--point", "20,15", *checkpoint, "--output", str(tmp_path / "out")])
     written = json.loads((tmp_path / "out" / "photo.json").read_text())
     assert written["model"] == "blvit_tiny"

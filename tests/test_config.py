@@ -454,7 +454,7 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ({"preset": "sam"}, "preset='sam' is not one of default, paper"),
         ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
         ({"freeze": "encoder"}, "freeze='encoder' is not one of none, performance"),
-        ({"precision": "fp16"}, "precision='fp16' is not one of fp32, bf16"),
+        ({"precision": "fp16"}, "precision='fp16' is not one of auto, fp32, bf16"),
         ({"prompts": "sam2"}, "prompts='sam2' is not one of mixed, sam11, evs"),
         ({"listwise_weight": 1.0, "sharding": "fsdp"}, "listwise_weight=1.0 looks into layers"),
         (
@@ -468,7 +468,7 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ),
         ({"options": ("router_scores=sigmoid",)}, "router_scores='sigmoid' is not one of window, two_class"),
         ({"options": ("dim",)}, "options: 'dim' is not NAME=VALUE"),
-        ({"options": ("dim=100",)}, "dim=100 does not divide into heads=3"),
+        ({"options": ("dim=100",)}, "dim=100 does not divide into heads=6"),
         ({"model": "blvit_x"}, "no model named 'blvit_x'"),
         ({"sharding": "zero"}, "sharding='zero' is not one of ddp, fsdp"),
         ({"warm_start": "all"}, "warm_start='all' is not one of none, layerwise"),
@@ -541,7 +541,7 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
             "warm_start, freeze: no effect, vit_b is dense; name a big.LITTLE model with model",
         ),
         ({"model": "vit_tiny", "options": ("keep_ratio=0.5",)}, "keep_ratio=0.5: vit_tiny is dense, its keep_ratio is"),
-        ({"window": 33}, "window=33 is more than the 32 tokens along a side of blvit_tiny at image_size=512; name a"),
+        ({"window": 33}, "window=33 is more than the 32 tokens along a side of blvit_s_t at image_size=512; name a"),
         (
             {"model": "vit_b", "window": 5, "image_size": 64},
             "window=5 is more than the 4 tokens along a side of vit_b at image_size=64; name a smaller window",

@@ -34,12 +34,12 @@ class OwnForward(MaskDecoder):
 
 @pytest.fixture(scope="module")
 def sam() -> Sam:
-    return sam_model_registry["blvit_tiny"](image_size=256)
+    return sam_model_registry["blvit_s_t"](image_size=256)
 
 
 @pytest.fixture
 def slow_sam() -> Sam:
-    sam = sam_model_registry["blvit_tiny"](image_size=256)
+    sam = sam_model_registry["blvit_s_t"](image_size=256)
     sam.mask_decoder.__class__ = OwnForward
     return sam
 
@@ -238,7 +238,7 @@ def test_it_says_what_its_parts_took(sam: Sam, photograph: np.ndarray) -> None:
 @pytest.mark.parametrize("mode", ["binary_mask", "uncompressed_rle", "coco_rle"])
 @pytest.mark.parametrize("by", ["model", "caller"])
 def test_bfloat16_finds_about_the_same(sam: Sam, photograph: np.ndarray, by: str, mode: str) -> None:
-    rough = sam_model_registry["blvit_tiny"](image_size=256, compute_dtype="bfloat16" if by == "model" else "float32")
+    rough = sam_model_registry["blvit_s_t"](image_size=256, compute_dtype="bfloat16" if by == "model" else "float32")
     options = {**LOOSE, "pred_iou_thresh": 0, "box_nms_thresh": 1.0, "output_mode": mode}
     exact = SamAutomaticMaskGenerator(sam, **options).generate(photograph)
     expected = [pixels(record["segmentation"]) for record in exact]

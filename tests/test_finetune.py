@@ -87,11 +87,15 @@ def test_a_signal_saves_and_asks_to_be_started_again(tmp_path: Path, data: Path,
     assert steps < 40
 
 
-def test_a_stop_at_max_steps_goes_on_bit_for_bit(tmp_path: Path, data: Path) -> None:
-    finish(start(tmp_path / "whole", data, **settings(schedule_steps=4)))
-    finish(start(tmp_path / "parts", data, **settings(schedule_steps=4, max_steps=2)))
+@pytest.mark.parametrize("distils_first", [False, True])
+def test_a_stop_at_max_steps_goes_on_bit_for_bit(
+    tmp_path: Path, data: Path, teacher: Path, distils_first: bool
+) -> None:
+    options = settings(schedule_steps=4, **({"teacher": teacher, "kd_only_steps": 3} if distils_first else {}))
+    finish(start(tmp_path / "whole", data, **options))
+    finish(start(tmp_path / "parts", data, **options, max_steps=2))
     assert len(seen(tmp_path / "parts")) == 2
-    finish(start(tmp_path / "parts", data, **settings(schedule_steps=4)))
+    assert "going on after step 2" in finish(start(tmp_path / "parts", data, **options))
     assert_equal_models(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -24,12 +24,13 @@ from synthetic import write_flat
 Config = Callable[..., ModelConfig]
 
 OTHER: dict[str, Any] = {
-    "holdout": 1, "seed": 1, "teacher_model": "vit_b", "model": "vit_tiny", "image_size": 64, "precision": "bf16",
+    "holdout": 1, "seed": 1, "teacher_model": "vit_b", "model": "vit_tiny", "image_size": 64,
     "window": 3, "options": ("router_scores=two_class",), "freeze": "performance", "warm_start": "layerwise",
     "warm_start_images": 1, "warm_start_steps": 1, "masks_per_image": 1, "mask_side": 32, "point_sample": 9,
     "prompts": "evs", "correction_rounds": 1, "smallest_crop": 0.5, "flip": True, "distillation_weight": 1.0,
     "distillation_mse": 1.0, "distillation_layers": 1.0, "kd_only_steps": 1, "keep_ratios": (1.0,), "epochs": 1.0,
     "schedule_steps": 9, "lr": 1.0, "encoder_lr": 1.0, "decoder_lr": 1.0, "prompt_lr": 1.0, "layer_decay": 0.5,
+    "neck_lr": 1.0, "frozen_layers": 1,
     "drop_path": 0.5, "weight_decay": 0.5, "warmup_steps": 1, "clip_norm": 2.0, "ema": 0.5, "listwise_weight": 1.0,
 }  # fmt: skip
 """Another value of every setting that a run cannot go on under."""
@@ -81,6 +82,7 @@ def test_data_and_files_may_move_and_the_work_be_divided_otherwise(settings: Fin
         data=tmp_path / "elsewhere",
         teacher=tmp_path / "renamed.pth",
         output=tmp_path / "other",
+        precision="bf16",
         batch_size=1,
         accumulate=8,
         workers=7,
@@ -96,6 +98,16 @@ def test_another_teacher_under_the_same_name_is_another_run(settings: FinetuneCo
     before = identity(settings)
     (tmp_path / "teacher.pth").write_bytes(b"another teacher")
     assert changed(before, identity(settings)) == ["teacher_sha256"]
+
+
+def test_another_decoder_of_an_exported_teacher_is_another_run(settings: FinetuneConfig, tmp_path: Path) -> None:
+    decoder = tmp_path / "decoder.onnx"
+    decoder.write_bytes(b"a decoder")
+    settings = dataclasses.replace(settings, teacher_decoder=decoder)
+    before = identity(settings)
+    assert json.loads(json.dumps(before)) == before
+    decoder.write_bytes(b"another decoder")
+    assert changed(before, identity(settings)) == ["teacher_decoder_sha256"]
 
 
 def test_another_photograph_is_another_run(settings: FinetuneConfig) -> None:

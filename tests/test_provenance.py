@@ -70,13 +70,13 @@ def test_a_model_by_path_is_identified_by_its_file(evaluation: Callable[..., Eva
 def test_the_shipped_model_is_identified_by_the_packages_file(evaluation: Callable[..., EvaluationConfig]) -> None:
     config = evaluation()
     stated = provenance(config, load_any(config))
-    assert stated["checkpoint"] == {"file": "blvit_tiny.safetensors", "sha256": file_sha256(SHIPPED_WEIGHTS)}
+    assert stated["checkpoint"] == {"file": "blvit_s_t.safetensors", "sha256": file_sha256(SHIPPED_WEIGHTS)}
 
 
 def test_a_file_that_is_named_like_the_shipped_model_is_not_taken_for_its_weights(
     evaluation: Callable[..., EvaluationConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "blvit_tiny").write_text("notes about the model")
+    (tmp_path / "blvit_s_t").write_text("notes about the model")
     monkeypatch.chdir(tmp_path)
     config = evaluation()
     assert provenance(config, load_any(config))["checkpoint"]["sha256"] == file_sha256(SHIPPED_WEIGHTS)

@@ -91,7 +91,7 @@ def test_a_recipe_may_replace_fields_of_the_model(tmp_path: Path) -> None:
 
     named = ["--data", "data", "--output", "out"]
     run(remember, [str(recipe), *named])
-    run(remember, [*named, "--options", "little_layers=", "--window", "4"])
+    run(remember, [*named, "--model", "blvit_tiny", "--options", "little_layers=", "--window", "4"])
     narrow, pruned = map(model_of, seen)
     assert (narrow.dim, narrow.heads, narrow.layers, narrow.global_layers) == (128, 2, 6, (3, 6))
     assert (pruned.name, pruned.little_layers, pruned.window) == ("blvit_tiny", (), 4)
@@ -139,14 +139,14 @@ def test_the_model_of_a_recipe_builds_and_has_something_to_train(path: Path, mon
 def test_a_recipe_holds_differences_only(path: Path) -> None:
     read = yaml.safe_load(path.read_text())
     said = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-    told = {"data": "data", "output": "out", "teacher": "sam.pth", "holdout": 1}
+    told = {"data": "data", "output": "out", "teacher": Path("sam.pth"), "holdout": 1}
     for name in said.keys() - {"model", "preset"}:  # named for the reader, whatever the default
         others = {other: value for other, value in said.items() if other != name}
         without = FinetuneConfig(**{**told, **others})  # type: ignore[arg-type]
         assert without != FinetuneConfig(**{**told, **said}), f"{name} is what it would be anyway"  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["sam_b_t", "sam_l_s", "sam_h_b", "sam_b_t_paper"])
+@pytest.mark.parametrize("name", ["sam_b_t", "sam_b_t_same", "sam_l_s", "sam_h_b", "sam_b_t_paper", "sam_h_b_paper"])
 def test_steps_in_a_header_are_ten_epochs_of_the_subset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "configs" / f"{name}.yaml"
     config = config_of(path, monkeypatch)
@@ -157,16 +157,27 @@ def test_steps_in_a_header_are_ten_epochs_of_the_subset(name: str, monkeypatch: 
     assert f" {steps:,} steps" in " ".join(header(path))
 
 
-def test_the_paper_s_recipe_is_the_paper_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(ROOT / "configs" / "sam_b_t_paper.yaml", monkeypatch)
+@pytest.mark.parametrize("name", ["sam_b_t_paper", "sam_h_b_paper"])
+def test_the_paper_s_recipe_is_the_paper_s_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(ROOT / "configs" / f"{name}.yaml", monkeypatch)
     assert (config.lr, config.encoder_lr, config.decoder_lr, config.epochs) == (5e-4, 5e-4, 5e-4, 10)
     assert config.keep_ratios == (0.25,)
 
 
-@pytest.mark.parametrize("name", ["sam_b_t", "sam_l_s", "sam_h_b"])
+@pytest.mark.parametrize("name", ["sam_b_t", "sam_b_t_same", "sam_l_s", "sam_h_b"])
 def test_one_training_gives_the_whole_dial(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(ROOT / "configs" / f"{name}.yaml", monkeypatch)
     assert config.keep_ratios == (0.0, 0.125, 0.25, 0.5, 1.0)
+
+
+def test_b_t_is_distilled_from_vit_h_whose_decoder_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(ROOT / "configs" / "sam_b_t.yaml", monkeypatch)
+    assert (config.teacher_model, config.checkpoint) == ("vit_h", Path("sam_vit_b_01ec64.pth"))
+    assert config.kd_only_steps == pytest.approx(0.05 * 34_957, rel=0.01)
+    control = config_of(ROOT / "configs" / "sam_b_t_same.yaml", monkeypatch)
+    theirs = {"teacher_model": "vit_h", "kd_only_steps": config.kd_only_steps, "checkpoint": config.checkpoint}
+    names = {"teacher": config.teacher, "output": config.output}
+    assert dataclasses.replace(control, **theirs, **names) == config, "they differ in the teacher alone"
 
 
 def test_to_accelerate_a_sam_leaves_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +212,7 @@ def estimates() -> list[list[str]]:
 
 def test_estimated_hours_follow_from_their_arithmetic() -> None:
     rows = estimates()
-    assert len(rows) == 6
+    assert len(rows) == 7
     for name, _, mean, teacher, masks, gmacs, hours in rows:
         of_teacher = 0.0 if teacher == "-" else float(teacher)
         total = 3 * float(mean) + of_teacher + 3 * DECODER_GMACS * ROUNDS * int(masks)
@@ -210,7 +221,7 @@ def test_estimated_hours_follow_from_their_arithmetic() -> None:
 
 
 def test_the_mean_of_the_encoder_is_that_of_the_keep_ratios_drawn() -> None:
-    listed = (ROOT / "docs" / "training.md").read_text().split("| G an image | hours |")[1].splitlines()[2:5]
+    listed = (ROOT / "docs" / "training.md").read_text().split("| G an image | hours |")[1].splitlines()[2:6]
     for line in listed:
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         values = [float(value.replace(",", "")) for value in cells[1].split(", ")]
@@ -218,7 +229,7 @@ def test_the_mean_of_the_encoder_is_that_of_the_keep_ratios_drawn() -> None:
         assert float(cells[2].replace(",", "")) == pytest.approx(statistics.fmean(values), abs=0.06), cells[0]
 
 
-@pytest.mark.parametrize("name", ["sam_b_t", "sam_l_s", "sam_h_b", "sam_b_t_paper"])
+@pytest.mark.parametrize("name", ["sam_b_t", "sam_b_t_same", "sam_l_s", "sam_h_b", "sam_b_t_paper", "sam_h_b_paper"])
 def test_hours_of_a_recipe_are_those_of_the_table(name: str) -> None:
     (hours,) = (row[-1] for row in estimates() if row[0] == f"`{name}`")
     assert f" {hours} hours" in " ".join(header(ROOT / "configs" / f"{name}.yaml"))

@@ -45,7 +45,7 @@ def image(tmp_path: Path, photograph: np.ndarray) -> Path:
 
 @pytest.fixture
 def config(checkpoint: Path, tmp_path: Path) -> dict[str, Any]:
-    return {"checkpoint": checkpoint, "device": "cpu", "output": tmp_path / "made" / "here"}
+    return {"model": "blvit_tiny", "checkpoint": checkpoint, "device": "cpu", "output": tmp_path / "made" / "here"}
 
 
 def test_what_is_written_agrees(image: Path, config: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ LOOSE: dict[str, Any] = {"points_per_side": 3, "pred_iou_thresh": 0.15, "stabili
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_sam(registry["blvit_tiny"](image_size=256), path)
+    save_sam(registry["blvit_s_t"](image_size=256), path)
     return path
 
 
@@ -67,7 +67,7 @@ def test_what_is_written_is_what_the_generator_finds(image: Path, config: dict[s
 
 def test_the_record_says_what_ran(image: Path, config: dict[str, Any], checkpoint: Path) -> None:
     result = segment_everything(image, EverythingConfig(keep_ratio=0.5, **LOOSE, **config))
-    assert result["model"] == "blvit_tiny"
+    assert result["model"] == "blvit_s_t"
     assert result["checkpoint"] == str(checkpoint)
     assert result["keep_ratio"] == 0.5
     assert result["image_size"] == {"height": 100, "width": 150}

@@ -50,6 +50,8 @@ class ModelConfig:
     2 brings 512 pixels to the 64 x 64 that SAM's decoder was trained on."""
     window: int = SAM_WINDOW
     """Side of a window, tokens. Where it does not divide the grid, windowed attention pads as SAM does."""
+    neck_layers: tuple[int, ...] = ()
+    """Earlier layers whose tokens the neck reads beside the last layer's: they keep detail that later ones lose."""
     rel_pos_window: int = SAM_WINDOW
     """Window the relative-position tables were made for: they have 2 * rel_pos_window - 1 rows."""
     routed_from: int | None = None
@@ -100,7 +102,7 @@ class ModelConfig:
         for name in ("dim", "heads", "layers", "rel_pos_window", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not a positive number")
-        for name in ("global_layers", "routers_after", "little_layers"):
+        for name in ("global_layers", "routers_after", "little_layers", "neck_layers"):
             if beyond := [layer for layer in getattr(self, name) if not 1 <= layer <= self.layers]:
                 raise ValueError(f"{name} names layer {beyond[0]}; {self.name} has layers 1 to {self.layers}")
         if PATCH_SIZE % self.enlarge:
@@ -207,9 +209,10 @@ VIT_S = dataclasses.replace(
     # global in its second half: so its features are nearest to those of DINOv2, which it starts from
     _dense("vit_s", 384, 6, 12, tuple(range(6, 13))),
     image_size=512,
+    enlarge=2,
     window=16,
     rel_pos_window=16,
-    enlarge=2,
+    neck_layers=(4,),
 )
 VIT_TINY = dataclasses.replace(
     _dense("vit_tiny", 192, 3, 12, (3, 6, 9, 12)), image_size=512, window=8, rel_pos_window=8

@@ -27,7 +27,7 @@ from sam_blvit.stored import CheckpointError, read_checkpoint, some_of
 
 ENCODER = "image_encoder."
 POSITIONS, PATCHES = "pos_embed", "patch_embed.proj.weight"
-LEFT_FRESH = ("neck.", "enlarge.")
+LEFT_FRESH = ("neck.", "laterals.", "enlarge.")
 """Parts of an encoder that no plain ViT has."""
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sam_blvit.config import EMBEDDING_CHANNELS, PATCH_SIZE, ModelConfig, check_keep_ratio
-from sam_blvit.model.blocks import Block, LittleBlock
+from sam_blvit.model.blocks import Block, LittleBlock, layer_norm
 from sam_blvit.model.router import RandomRouter, Routing, TokenRouter, choose
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
@@ -78,6 +78,13 @@ class Enlargement(nn.Sequential):
         )
 
 
+class Lateral(nn.Sequential):
+    """Brings tokens (B, Gh, Gw, C) of an earlier layer into the neck, (B, Gh, Gw, 256)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(layer_norm(dim), nn.Linear(dim, EMBEDDING_CHANNELS, bias=False))
+
+
 class ImageEncoder(nn.Module):
     """SAM's image encoder with routed layers (paper, section 3). Takes and returns float32."""
 
@@ -102,6 +109,7 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
             NeckNorm(EMBEDDING_CHANNELS),
         )
+        self.laterals = nn.ModuleDict({str(layer - 1): Lateral(config.dim) for layer in config.neck_layers})
         self.enlarge = Enlargement(config.enlarge) if config.enlarge > 1 else None
         if config.routed:
             self.outside = nn.Parameter(torch.zeros(EMBEDDING_CHANNELS))
@@ -171,7 +179,7 @@ class ImageEncoder(nn.Module):
             scopes = _scopes(layout, x.device)
             for layer in range(1, self._first_routed):
                 x = self._run(layer, x, scopes, dense=True, branch_scale=branch_scale)
-                if layer in features_of:
+                if layer in features_of or layer in self.config.neck_layers:
                     features[layer] = layout.by_raster(x)
                 if layer in self.config.routers_after:
                     logits[layer] = self._router(layer)(x)
@@ -211,17 +219,14 @@ class ImageEncoder(nn.Module):
                     if with_benefits:
                         benefits[scored] = self.benefits(layer - 1, x, layout)
                 x = self._run(layer, x, scopes, dense=dense, routing=routings.get(scored), branch_scale=branch_scale)
-                if layer in features_of:
+                if layer in features_of or layer in self.config.neck_layers:
                     features[layer] = layout.by_raster(x)
-            embedding = self.neck(layout.by_raster(x).permute(0, 3, 1, 2))
-            if self.enlarge is not None:
-                embedding = self.enlarge(embedding)
-            embedding = embedding.float()
+            embedding = self._to_embedding(layout.by_raster(x), features)
         return Encoding(
             embedding=self._on_canvas(embedding),
             routings=routings,
             logits=logits,
-            features=features,
+            features={layer: feature for layer, feature in features.items() if layer in features_of},
             benefits=benefits,
             layout=layout,
         )
@@ -243,6 +248,17 @@ class ImageEncoder(nn.Module):
                 benefits = benefits + benefit * (layer >= self._first_routed)
             torch.clear_autocast_cache()  # it may hold weights cast without a gradient, which later layers would take
         return benefits
+
+    def _to_embedding(self, x: Tensor, features: dict[int, Tensor]) -> Tensor:
+        """The neck, with what it reads of earlier layers, and the enlargement: `x` (B, Gh, Gw, C) to float32
+        (B, 256, Gh, Gw) or finer."""
+        enter, *rest = self.neck
+        embedding = enter(x.permute(0, 3, 1, 2))
+        for layer in self.config.neck_layers:
+            embedding = embedding + self.laterals[str(layer - 1)](features[layer]).permute(0, 3, 1, 2)
+        for step in (*rest, *([] if self.enlarge is None else [self.enlarge])):
+            embedding = step(embedding)
+        return embedding.float()
 
     def num_primary(self, layout: WindowLayout) -> int:
         """K, primary tokens of each window, at the current keep ratio."""

@@ -17,10 +17,11 @@ from sam_blvit.measure.revision import git_revision
 from sam_blvit.train.teacher import TEACHER_KEY
 
 MAY_CHANGE = (
-    "output", "data", "annotations", "manifest", "exclude", "checkpoint", "base", "teacher", "teacher_cache", "preset",
-    "device", "workers", "batch_size", "accumulate", "sharding", "checkpoint_layers", "compile", "max_steps", "resume",
-    "checkpoint_every", "log_every", "picture_every", "tensorboard", "validate_every", "val_manifest",
-    "val_annotations", "val_images", "val_limit", "max_bad_steps", "preflight", "dry_run_data",
+    "output", "data", "annotations", "manifest", "exclude", "checkpoint", "base", "teacher", "teacher_decoder",
+    "teacher_cache", "preset", "precision", "device", "workers", "batch_size", "accumulate", "sharding",
+    "checkpoint_layers", "compile", "max_steps", "resume", "checkpoint_every", "log_every", "picture_every",
+    "tensorboard", "validate_every", "val_manifest", "val_annotations", "val_images", "val_limit", "max_bad_steps",
+    "preflight", "dry_run_data",
 )  # fmt: skip
 """Settings that a run may go on under when they are others: where things lie (files count by their hash), how the work
 is divided, what is said."""
@@ -29,7 +30,11 @@ is divided, what is said."""
 def run_identity(config: FinetuneConfig, source: Source) -> dict[str, Any]:
     """What must not change between the parts of one run: plain JSON values by name."""
     settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
-    files = {TEACHER_KEY: config.teacher, "checkpoint_sha256": config.checkpoint}
+    files = {
+        TEACHER_KEY: config.teacher,
+        "teacher_decoder_sha256": config.teacher_decoder,
+        "checkpoint_sha256": config.checkpoint,
+    }
     hashes = {name: None if path is None else file_sha256(path) for name, path in files.items()}
     base = config.base or config.checkpoint or config.teacher
     if config.freeze == "performance" and base is not None:

@@ -72,6 +72,7 @@ def _check_smaller(small: ModelConfig, large: ModelConfig) -> None:
         ("channels a head", _head_size(small), _head_size(large), operator.eq),
         ("pixels a side", small.image_size, large.image_size, operator.eq),
         ("enlarge", small.enlarge, large.enlarge, operator.eq),
+        ("neck_layers", small.neck_layers, large.neck_layers, operator.eq),
         ("rel_pos_window", small.rel_pos_window, large.rel_pos_window, operator.eq),
         ("channels", small.dim, large.dim, operator.le),
         ("windowed layers", len(_of_kind(small, False)), len(_of_kind(large, False)), operator.le),

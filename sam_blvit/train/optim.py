@@ -16,7 +16,7 @@ LAST_SHARE = 0.01
 """Learning rate at the end, as a share of its peak."""
 WARMUP_SHARE = 0.1
 """Most of the schedule that warm-up takes."""
-NECK = ("image_encoder.neck.", "image_encoder.enlarge.")
+NECK = ("image_encoder.neck.", "image_encoder.laterals.", "image_encoder.enlarge.")
 UNDECAYED = (
     "pos_embed",
     "rel_pos",
@@ -45,7 +45,7 @@ def optimizer_for(sam: Sam, config: FinetuneConfig) -> torch.optim.AdamW:
             groups.setdefault((rate, config.weight_decay if decayed else 0.0), []).append(parameter)
     if not groups:
         raise ValueError("every learning rate is 0: there is nothing to train")
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
             for (rate, decay), parameters in groups.items()
@@ -53,6 +53,20 @@ def optimizer_for(sam: Sam, config: FinetuneConfig) -> torch.optim.AdamW:
         betas=(0.9, 0.999),
         eps=1e-8,
     )
+    _begin_moments(optimizer)
+    return optimizer
+
+
+def _begin_moments(optimizer: torch.optim.AdamW) -> None:
+    """Give every parameter its moments before the first step: so a checkpoint has those of parameters that are idle at
+    first, as the decoder's are in `kd_only_steps`."""
+    for group in optimizer.param_groups:
+        for value in group["params"]:
+            optimizer.state[value] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(value),
+                "exp_avg_sq": torch.zeros_like(value),
+            }
 
 
 def _learning_rate(name: str, config: FinetuneConfig, layers: int) -> float:

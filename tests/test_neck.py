@@ -1,4 +1,4 @@
-"""Models that enlarge their embedding: a finer grid for the decoder than the encoder's tokens."""
+"""Necks that do more than SAM's: they enlarge the embedding, and read tokens of earlier layers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_it_is_saved_with_the_model(tiny: Config, randomize: Build, tmp_path: Pa
 
 
 def test_it_has_no_place_in_a_plain_sam(tiny_dense: Config, tmp_path: Path, refused: Refused) -> None:
-    with refused(ValueError, "vit_tiny enlarges its embedding 2 times, which a plain SAM has no part for"):
+    with refused(ValueError, r"vit_tiny has enlarge=2, neck_layers=\(\), for which a plain SAM has no part"):
         save_plain_sam(build_sam(tiny_dense(enlarge=2)), tmp_path / "plain.pth")
     assert not (tmp_path / "plain.pth").exists()
 
@@ -105,3 +105,37 @@ def test_the_small_models_cost_what_the_design_says(name: str, keep_ratio: float
     count = count_macs(MODELS[name])
     assert count.keep_ratio == keep_ratio
     assert count.encoder.full / 1e9 == pytest.approx(gmacs, abs=1.5)
+
+
+# earlier layers in the neck ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "keep_ratio"), [("tiny_dense", 1.0), ("tiny", 0.25), ("tiny", 0.0), ("tiny", 1.0)])
+def test_the_neck_reads_tokens_of_earlier_layers_too(
+    request: pytest.FixtureRequest, randomize: Build, model: str, keep_ratio: float
+) -> None:
+    sam = randomize(build_sam(request.getfixturevalue(model)(neck_layers=(1, 3))))
+    encoder = sam.image_encoder
+    encoder.keep_ratio = keep_ratio
+    encoding = encoder.encode(images := torch.randn(1, 3, 128, 128), features_of=(1, 3, 4))
+    expected = encoder.neck[0](encoding.features[4].permute(0, 3, 1, 2))
+    for layer in (1, 3):
+        norm, proj = encoder.laterals[str(layer - 1)]
+        expected = expected + proj(norm(encoding.features[layer])).permute(0, 3, 1, 2)
+    torch.testing.assert_close(encoding.embedding, encoder.neck[1:](expected), rtol=1e-4, atol=1e-4)
+    assert encoder.encode(images).features == {}, "what the neck reads is not what the caller asked for"
+
+
+def test_what_the_neck_reads_is_named_by_its_layer(tiny_dense: Config) -> None:
+    plain, more = (build_sam(tiny_dense(neck_layers=layers)).state_dict() for layers in ((), (2,)))
+    named = {
+        "image_encoder.laterals.1.0.weight",
+        "image_encoder.laterals.1.0.bias",
+        "image_encoder.laterals.1.1.weight",
+    }
+    assert more.keys() - plain.keys() == named
+
+
+def test_a_layer_that_is_not_there_cannot_be_read(tiny_dense: Config, refused: Refused) -> None:
+    with refused(ValueError, "neck_layers names layer 5; vit_tiny has layers 1 to 4"):
+        tiny_dense(neck_layers=(5,))
