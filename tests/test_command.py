@@ -81,6 +81,7 @@ def test_on_another_device_too_each_is_first_measured_alone(
     asked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
     _, children = asked(["vit_b", "vit_l"], well, devices=("cuda",))
     assert [(len(job.cells), job.rounds, job.cold) for job in children.jobs] == [
         (1, 0, True),

@@ -116,7 +116,7 @@ def test_where_nothing_is_found_a_line_says_what_helps(
         main(["everything", str(image), *flags, "--points-per-side", "2"])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "blvit_tiny found nothing at pred_iou_thresh=0.88 and stability_score_thresh=0.95; lower both" in line
+    assert "blvit_s_t found nothing at pred_iou_thresh=0.88 and stability_score_thresh=0.95; lower both" in line
     assert not list(config["output"].iterdir())
 
 

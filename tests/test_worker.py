@@ -148,7 +148,7 @@ def test_ours_and_foreign_models_are_timed_beside_each_other() -> None:
         assert seen["first_seconds"] > 0
         assert sum(event.get("cell") == cell and "encoder_ms" in event for event in events) == 2
     assert [of(events, cell)["segment_anything"] for cell in range(3)] == [False, True, False]
-    assert [of(events, cell)["weights"] for cell in range(3)] == ["file", "function", "function"]
+    assert [of(events, cell)["weights"] for cell in range(3)] == ["random", "function", "function"]
     rates = [event for event in events if "macs_per_second" in event]
     assert [rate["dtype"] for rate in rates] == ["float32"] * 2
     assert min(rate["macs_per_second"] for rate in rates) > 0

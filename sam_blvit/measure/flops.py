@@ -40,7 +40,7 @@ ENCODER_PARTS = {
     "performance blocks": r"ImageEncoder\.blocks\.\d+",  # what routing multiplies belongs to them
     "efficiency blocks": r"ImageEncoder\.blocks\.\d+\.little\.(norm1|attn|norm2|mlp)",
     "routers": r"ImageEncoder\.routers\.\d+",
-    "neck": r"ImageEncoder\.(neck|laterals\.\d+|enlarge)",
+    "neck": r"ImageEncoder\.(neck\.\d+|laterals\.\d+|enlarge)",
 }
 """Parts of the encoder, and the modules that make each up; efficiency blocks, which lie in the others, are taken out of
 them."""
