@@ -119,7 +119,8 @@ def test_an_adapter_is_loaded_by_its_models_name(trained: Trained, tmp_path: Pat
 def test_a_command_names_adapter_and_base(trained: Trained, tmp_path: Path, load: Callable[..., Sam], by: str) -> None:
     ours, _ = trained(dtype=torch.float32)
     path = tmp_path / "adapter.safetensors"
-    named: dict[str, Any] = {"checkpoint": path} if by == "checkpoint" else {"model": str(path)}
+    by_checkpoint = {"model": "blvit_tiny", "checkpoint": path}
+    named: dict[str, Any] = by_checkpoint if by == "checkpoint" else {"model": str(path)}
     assert_same_weights(load(WeightsConfig(**named, base=tmp_path / "sam.pth", device="cpu")), ours.state_dict())
 
 

@@ -1,7 +1,7 @@
 """Keep a teacher's image embeddings, for tools/finetune.py --teacher-cache. Started again it goes on where it stopped.
 
 $ python tools/cache_teacher.py --data ROOT --teacher sam_vit_h_4b8939.pth --teacher-model vit_h \\
-    --model blvit_h_b --precision bf16 --output teacher_cache
+    --model blvit_h_b --output teacher_cache
 $ torchrun --nproc-per-node 8 tools/cache_teacher.py ...    the processes divide the shards
 """
 
