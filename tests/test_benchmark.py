@@ -12,7 +12,7 @@ from sam_blvit.config import BenchmarkConfig
 
 def test_nothing_has_to_be_asked_for() -> None:
     config = BenchmarkConfig()
-    assert (config.devices, config.dtypes, config.batches) == (("auto",), ("bfloat16",), (1,))
+    assert (config.devices, config.dtypes, config.batches) == (("auto",), ("auto",), (1,))
     assert config.rounds >= 5
 
 
@@ -20,11 +20,11 @@ def test_nothing_has_to_be_asked_for() -> None:
     ("settings", "line"),
     [
         ({"devices": ("tpu",)}, "devices: 'tpu' is not one of auto, cpu, cuda, mps"),
-        ({"dtypes": ("float16",)}, "dtypes: 'float16' is not one of float32, bfloat16"),
+        ({"dtypes": ("float16",)}, "dtypes: 'float16' is not one of auto, float32, bfloat16"),
         ({"ways": ("eager", "traced")}, "ways: 'traced' is not one of eager, compiled"),
         ({"aspects": ("3:2",)}, "aspects: '3:2' is not one of square, 4:3, 16:9"),
         ({"allocators": ("jemalloc",)}, "allocators: 'jemalloc' is not one of tuned, default"),
-        ({"dtypes": ()}, "dtypes is empty; name some of float32, bfloat16"),
+        ({"dtypes": ()}, "dtypes is empty; name some of auto, float32, bfloat16"),
         ({"batches": ()}, "batches is empty"),
         ({"batches": (1, 0)}, "batches: 0 is not a positive number"),
         ({"threads": (-1,)}, "threads: -1 is not a positive number"),

@@ -571,7 +571,7 @@ def kept_for_the_gradient(encoder: ImageEncoder) -> int:
 
 def test_checkpointed_layers_keep_less_for_the_gradient(new_encoder: Callable[..., ImageEncoder]) -> None:
     encoder = new_encoder()
-    encoder.neck = nn.Identity()  # as wide as 8 layers of the tiny model
+    encoder.neck = nn.Sequential(nn.Identity())  # as wide as 8 layers of the tiny model
     everything = kept_for_the_gradient(encoder)
     encoder.checkpoint_layers = True
     assert kept_for_the_gradient(encoder) < 0.3 * everything

@@ -75,7 +75,7 @@ def assert_same(mine: Records, theirs: Records, *, differing: float = 0) -> None
     for one, other in zip(mine, theirs, strict=True):
         assert list(one) == list(other)
         for key in one.keys() - {"segmentation", "area", "bbox"}:
-            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=1e-4 if differing else 1e-6)
+            np.testing.assert_allclose(one[key], other[key], rtol=0, atol=1e-3 if differing else 1e-6)
         assert (pixels(one["segmentation"]) != pixels(other["segmentation"])).mean() <= differing
         if not differing:
             assert (one["area"], one["bbox"]) == (other["area"], other["bbox"])
@@ -148,8 +148,9 @@ def test_only_masks_in_question_are_enlarged_and_only_the_last_encoded(
     enlarge, encode = everything.enlarge, everything.run_lengths
     monkeypatch.setattr(everything, "enlarge", lambda *a, **k: enlarged.append(len(a[1])) or enlarge(*a, **k))
     monkeypatch.setattr(everything, "run_lengths", lambda mask: encoded.append(mask) or encode(mask))
-    loose, strict = ({**LOOSE, "stability_score_thresh": 0, "pred_iou_thresh": least} for least in (0.0, 0.18))
-    SamAutomaticMaskGenerator(sam, **loose).generate(photograph)
+    loose = {**LOOSE, "stability_score_thresh": 0, "pred_iou_thresh": 0.0, "box_nms_thresh": 1.0}
+    predicted = [record["predicted_iou"] for record in SamAutomaticMaskGenerator(sam, **loose).generate(photograph)]
+    strict = {**loose, "pred_iou_thresh": float(np.median(predicted))}
     of_all = sum(enlarged) - len(encoded)
     assert of_all == 4 * 4 * 3
     enlarged.clear()

@@ -142,7 +142,8 @@ class Study:
             tasks.append(self._training("the teacher", "teacher", {"schedule_steps": steps}, output / "teacher"))
         if self.size.cached:
             shared = {name: self.size.settings[name] for name in ("image_size", "workers")}
-            settings = {**self._photographs, "teacher": _named(self.teacher), **shared, "precision": ALL["precision"]}
+            settings = {**self._photographs, "teacher": _named(self.teacher), "model": "vit_tiny", **shared}
+            settings["precision"] = ALL["precision"]
             tasks.append(_task("the teacher's embeddings", ("python", "tools/cache_teacher.py"), settings, self._cache))
         return tasks
 
