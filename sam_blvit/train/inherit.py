@@ -8,6 +8,8 @@ windowed and global; heads stay whole.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +70,7 @@ def inherit(student: Sam, teacher: Sam) -> None:
 
 
 def _check_smaller(small: ModelConfig, large: ModelConfig) -> None:
-    sizes = [
+    sizes: list[tuple[str, Any, Any, Callable[[Any, Any], bool]]] = [
         ("channels a head", _head_size(small), _head_size(large), operator.eq),
         ("pixels a side", small.image_size, large.image_size, operator.eq),
         ("enlarge", small.enlarge, large.enlarge, operator.eq),

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam_blvit.checkpoint import build_from_registry, read_metadata
+from sam_blvit.checkpoint import build_from_registry, read_metadata, sam_model_registry
 from sam_blvit.config import MODELS, PATCH_SIZE, SAME, FinetuneConfig, ModelConfig, TeacherConfig, model_config
 from sam_blvit.data.samples import Sample
 from sam_blvit.data.sources import Source
@@ -135,7 +135,7 @@ def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | Exporte
     if config.teacher is None:
         return build_from_registry(config.model, config.checkpoint, base=config.base, **overrides), None
     if config.checkpoint is None and is_exported(config.teacher):
-        student = build_from_registry(config.model, None, **overrides)  # its encoder is untrained, a warning says
+        student = sam_model_registry[config.model](**overrides)  # its encoder is untrained, a warning says
         teacher = load_teacher(config, student.config)
         _take_decoder(student, teacher, config)
         return student, teacher
