@@ -22,7 +22,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.checkpoint import load_sam, save_plain_sam
-from sam_blvit.config import BenchmarkConfig, EverythingConfig, FlopsConfig, ImportConfig, SegmentConfig
+from sam_blvit.config import THRESHOLDS, BenchmarkConfig, EverythingConfig, FlopsConfig, ImportConfig, SegmentConfig
 
 USAGE_ERROR = 2
 Action = Callable[[], object]
@@ -114,6 +114,9 @@ def everything(image: Positional[Path], config: OmitArgPrefixes[EverythingConfig
         spent = ", ".join(f"{part} {milliseconds:.0f} ms" for part, milliseconds in result["milliseconds"].items())
         print(f"{image}: {len(result['annotations'])} masks, keep ratio {result['keep_ratio']:g}, {spent}")
         print(*result["files"].values(), sep="\n")
+        if not result["annotations"]:
+            limits = " and ".join(f"{name}={result['settings'][name]:g}" for name in THRESHOLDS)
+            print(f"note: no mask passes {limits}; lower them (to 0: no limit)", file=sys.stderr)
 
     return masked
 

@@ -28,9 +28,11 @@ from segment_anything.utils.amg import (
 from torch import Tensor
 from torchvision.ops.boxes import batched_nms, box_area
 
+from sam_blvit.config import THRESHOLDS
 from sam_blvit.data.images import to_rgb
 from sam_blvit.measure.latency import now
 from sam_blvit.model.decoder import bytes_of_a_mask, decode_above, enlarge, in_chunks
+from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor
 
 
@@ -65,13 +67,16 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
     """A drop-in for SAM's own generator; grey, RGBA and PIL images are taken too.
 
     Its options, records and public methods are SAM's; the steps in between (`_process_batch` and the like) are not
-    called. `points_per_batch` is a bound: fewer are decoded at once where `CHUNK_BYTES` holds fewer.
+    called. `pred_iou_thresh` and `stability_score_thresh` are the model's own, by its config, where they are not given. `points_per_batch` is a bound: fewer are decoded at once where `CHUNK_BYTES` holds fewer.
     """
 
     __signature__ = inspect.signature(OriginalGenerator)  # the original's options and defaults, whatever they are
 
     def __init__(self, model: OriginalSam, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
+        given = self.__signature__.bind(model, *args, **kwargs).arguments
+        if isinstance(model, Sam):
+            given = {name: getattr(model.config, name) for name in THRESHOLDS} | given
+        super().__init__(**given)
         self.predictor = SamPredictor(model)
         self.milliseconds: dict[str, float] = {}
         """What the last photograph took: encoder (crops resized and embedded), decoder, and the rest."""

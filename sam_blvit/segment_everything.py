@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sam_blvit.checkpoint import load_model
-from sam_blvit.config import EverythingConfig
+from sam_blvit.config import THRESHOLDS, EverythingConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_everything
 from sam_blvit.everything import SamAutomaticMaskGenerator
@@ -18,7 +18,7 @@ from sam_blvit.files import output_directory, write_atomically, write_json
 from sam_blvit.segment import describe_run
 
 SUFFIXES = {"everything": "png", "json": "json"}
-SETTINGS = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "min_mask_region_area")
+SETTINGS = ("points_per_side", *THRESHOLDS, "min_mask_region_area")
 
 
 def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
@@ -26,20 +26,15 @@ def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
 
     The JSON holds `annotations` (`SamAutomaticMaskGenerator`'s records, masks as COCO RLE; none without a pixel), what
     ran, and its milliseconds. Returns its content with the paths written under `files`.
-    Raises ValueError, one line, for a photograph, checkpoint or output directory that cannot be used, and where nothing
-    passes the thresholds, writing nothing.
+    Raises ValueError, one line, for a photograph, checkpoint or output directory that cannot be used.
     """
     photograph = read_image(image)
     output = output_directory(config.output)
     sam = load_model(config)
-    settings = {name: getattr(config, name) for name in SETTINGS}
-    generator = SamAutomaticMaskGenerator(sam, **settings, output_mode="coco_rle")
+    given = {name: value for name in SETTINGS if (value := getattr(config, name)) is not None}
+    generator = SamAutomaticMaskGenerator(sam, **given, output_mode="coco_rle")
+    settings = given | {name: getattr(generator, name) for name in THRESHOLDS}
     annotations = [annotation for annotation in generator.generate(photograph) if annotation["area"]]
-    if not annotations:
-        raise ValueError(
-            f"{image}: {sam.config.name} found nothing at pred_iou_thresh={config.pred_iou_thresh:g} and "
-            f"stability_score_thresh={config.stability_score_thresh:g}; lower both (to 0: no limit)"
-        )
     largest_first = sorted(annotations, key=lambda annotation: annotation["area"], reverse=True)
     masks = (coco.decode(annotation["segmentation"]).astype(bool) for annotation in largest_first)
     picture = draw_everything(photograph, masks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,10 @@ from segment_anything.utils.amg import batched_mask_to_box, mask_to_rle_pytorch
 
 from sam_blvit import everything
 from sam_blvit.checkpoint import sam_model_registry
+from sam_blvit.config import THRESHOLDS, model_config
 from sam_blvit.everything import SamAutomaticMaskGenerator, boxes_of, run_lengths
 from sam_blvit.model import decoder
+from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*positions interpolated:UserWarning")
@@ -158,6 +161,29 @@ def test_only_masks_in_question_are_enlarged_and_only_the_last_encoded(
     found = SamAutomaticMaskGenerator(sam, **strict).generate(photograph)
     assert len(encoded) == len(found)
     assert len(found) <= sum(enlarged) - len(found) < of_all
+
+
+def test_thresholds_are_the_models_own_unless_given() -> None:
+    sam = build_sam(model_config("vit_tiny", pred_iou_thresh=0.5, stability_score_thresh=0.25))
+    own, given, third = (
+        SamAutomaticMaskGenerator(sam),
+        SamAutomaticMaskGenerator(sam, stability_score_thresh=0.75),
+        SamAutomaticMaskGenerator(sam, 8, 64, 0.125),
+    )
+    assert (own.pred_iou_thresh, own.stability_score_thresh) == (0.5, 0.25)
+    assert (given.pred_iou_thresh, given.stability_score_thresh) == (0.5, 0.75)
+    assert (third.pred_iou_thresh, third.stability_score_thresh) == (0.125, 0.25)
+    plain = SamAutomaticMaskGenerator(build_sam(model_config("vit_tiny")))
+    original = segment_anything.SamAutomaticMaskGenerator(sam)
+    for name in THRESHOLDS:
+        assert getattr(plain, name) == getattr(original, name)
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, True, "0.5"])
+def test_a_threshold_of_a_model_that_is_none_is_named(refused: Any, name: str, value: Any) -> None:
+    with refused(ValueError, f"{name}={value!r} is outside"):
+        model_config("vit_tiny", **{name: value})
 
 
 def test_thresholds_that_nothing_passes_give_no_masks(sam: Sam, photograph: np.ndarray) -> None:

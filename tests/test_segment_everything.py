@@ -19,6 +19,7 @@ from sam_blvit.checkpoint import load_sam, save_sam
 from sam_blvit.checkpoint import sam_model_registry as registry
 from sam_blvit.cli import main
 from sam_blvit.config import EverythingConfig
+from sam_blvit.data.images import read_image
 from sam_blvit.everything import SamAutomaticMaskGenerator
 from sam_blvit.segment_everything import SETTINGS, segment_everything
 
@@ -108,16 +109,29 @@ def test_without_limits_masks_without_a_pixel_are_left_out(
     assert all(annotation["area"] > 0 for annotation in result["annotations"])
 
 
-def test_where_nothing_is_found_a_line_says_what_helps(
+def test_nothing_found_is_a_result_and_a_line_says_what_helps(
     image: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [f"--{name}={value}" for name, value in config.items()]
-    with pytest.raises(SystemExit) as stop:
-        main(["everything", str(image), *flags, "--points-per-side", "2"])
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "blvit_s_t found nothing at pred_iou_thresh=0.88 and stability_score_thresh=0.95; lower both" in line
-    assert not list(config["output"].iterdir())
+    strict = ["--pred-iou-thresh", "1", "--stability-score-thresh", "0.9"]
+    main(["everything", str(image), *flags, "--points-per-side", "2", *strict])
+    told = capsys.readouterr()
+    (line,) = told.err.splitlines()
+    assert line == "note: no mask passes pred_iou_thresh=1 and stability_score_thresh=0.9; lower them (to 0: no limit)"
+    (picture, record) = told.out.splitlines()[1:]
+    assert json.loads(Path(record).read_text())["annotations"] == []
+    assert np.array_equal(read_image(picture), read_image(image))
+
+
+def test_thresholds_that_are_not_given_are_those_of_the_weights(
+    image: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.safetensors"
+    save_sam(load_sam(config["checkpoint"], pred_iou_thresh=0.15, stability_score_thresh=0.2), own)
+    given = segment_everything(image, EverythingConfig(**LOOSE, **config))
+    found = segment_everything(image, EverythingConfig(points_per_side=3, **(config | {"checkpoint": own})))
+    assert found["settings"] == given["settings"]
+    assert found["annotations"] == given["annotations"] != []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam_blvit.config.model import check_keep_ratio
+from sam_blvit.config.model import THRESHOLDS, check_keep_ratio, check_threshold
 from sam_blvit.config.options import parse_options
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -62,10 +62,11 @@ class EverythingConfig(WeightsConfig):
     """Directory for the picture and the JSON."""
     points_per_side: int = 32
     """Points that are asked about along each side of the photograph."""
-    pred_iou_thresh: float = 0.88
-    """Masks of which the model predicts a lower IoU are left out."""
-    stability_score_thresh: float = 0.95
-    """Masks are left out that change more than this when their threshold moves; 1 is no change."""
+    pred_iou_thresh: float | None = None
+    """Masks of which the model predicts a lower IoU are left out. Default: the model's own."""
+    stability_score_thresh: float | None = None
+    """Masks are left out that change more than this when their threshold moves; 1 is no change. Default: the model's
+    own."""
     min_mask_region_area: int = 0
     """Holes and islands of fewer pixels are filled and removed."""
 
@@ -73,9 +74,9 @@ class EverythingConfig(WeightsConfig):
         super().__post_init__()
         if self.points_per_side < 1:
             raise ValueError(f"points_per_side={self.points_per_side}: at least 1 point is needed")
-        for name in ("pred_iou_thresh", "stability_score_thresh"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        for name in THRESHOLDS:
+            if (value := getattr(self, name)) is not None:
+                check_threshold(name, value)
         if self.min_mask_region_area < 0:
             raise ValueError(
                 f"min_mask_region_area={self.min_mask_region_area} is negative; 0 leaves masks as they are"

@@ -16,6 +16,8 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 ROUTERS = ("learned", "random")
 ROUTER_SCORES = ("window", "two_class")
 PRIMARY_KEYS = ("all", "primary", "pooled")
+THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
+"""What everything mode asks of a mask; SAM's names."""
 PATCH_SIZE = 16
 SAM_WINDOW = 14
 EMBEDDING_CHANNELS = 256
@@ -27,6 +29,12 @@ def check_keep_ratio(keep_ratio: float) -> float:
     if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, Real) or not 0 <= keep_ratio <= 1:
         raise ValueError(f"keep_ratio={keep_ratio!r} is not a number in [0, 1]; the paper's is 0.25")
     return float(keep_ratio)
+
+
+def check_threshold(name: str, value: float) -> None:
+    """Raise ValueError if a threshold of everything mode is no number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r} is outside [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,11 @@ class ModelConfig:
     """Share of the tokens that performance blocks update, until set otherwise at run time."""
     compute_dtype: str = "float32"
     """dtype of matrix products inside the encoder: float32 or bfloat16."""
+    pred_iou_thresh: float = 0.88
+    """Predicted IoU that everything mode asks of a mask, unless its caller says; SAM's own. What a model's predictions
+    are worth is learned, so trained weights may carry another."""
+    stability_score_thresh: float = 0.95
+    """Stability score that everything mode asks of a mask, unless its caller says; SAM's own."""
     router: str = "learned"
     """Who chooses primary tokens: learned, or random (a hash of the token, to compare with)."""
     router_scores: str = "window"
@@ -110,6 +123,8 @@ class ModelConfig:
         if self.dim % self.heads:
             raise ValueError(f"dim={self.dim} does not divide into heads={self.heads}")
         check_keep_ratio(self.keep_ratio)
+        for name in THRESHOLDS:
+            check_threshold(name, getattr(self, name))
         if self.routed_from is None:
             self._check_dense()
             return
