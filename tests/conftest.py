@@ -19,9 +19,12 @@ from segment_anything import modeling as sa
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from sam_blvit.allocator import tune_allocator
 from sam_blvit.config import MODELS, ModelConfig, override
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+tune_allocator()  # as every command does: page faults would be a third of the suite's time
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
