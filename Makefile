@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PHOTOS = $(shell $(BIN)/python -c "import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / 'data')")
 
-.PHONY: demo test evidence soak lint clean
+.PHONY: demo test evidence fuzz soak lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/sam-blvit segment $(PHOTOS)/coffee.png --box 160,15,420,300 --show-routing --output demo
@@ -21,6 +21,9 @@ evidence: $(VENV)/installed
 	$(if $(DATA),,$(error DATA is not given; name the directory that has real_train and real_eval: make evidence DATA=DIR))
 	$(BIN)/python -m benchmarks.evidence --data $(DATA) --output runs/evidence_reduced
 	@echo "The tables are in runs/evidence_reduced/evidence.md; docs/evidence.md says how to make more of them"
+
+fuzz: $(VENV)/installed-dev
+	CASES=$(or $(CASES),5000) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m property
 
 soak: $(VENV)/installed-dev
 	KILLS=30 $(BIN)/python -m pytest -s tests/test_finetune.py -k random_moments

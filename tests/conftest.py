@@ -7,6 +7,7 @@ has 128 px: 8 x 8 tokens in windows of 4 x 4; `window=3` makes padded windows of
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from hypothesis import settings
 from segment_anything import modeling as sa
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -23,6 +25,10 @@ from sam_blvit.allocator import tune_allocator
 from sam_blvit.config import MODELS, ModelConfig, override
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True, database=None)
+settings.register_profile("fuzz", max_examples=int(os.environ.get("CASES", "5000")), deadline=None, print_blob=True)
+settings.load_profile("fuzz" if "CASES" in os.environ else "suite")
 
 tune_allocator()  # as every command does: page faults would be a third of the suite's time
 
