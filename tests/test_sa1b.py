@@ -152,7 +152,7 @@ def test_a_name_that_is_not_sa1bs_is_refused_with_its_directory(tmp_path: Path, 
         (lambda a: a.update(segmentation=[[0, 0, 9, 0, 9, 9]]), "annotation 0 holds no compressed run lengths"),
         (
             lambda a: a["segmentation"].update(size=[9, 9]),
-            r"annotation 0 is \[9, 9\] pixels, the photograph \[48, 64\]",
+            "annotation 0: the photograph is 64 x 48 pixels, its annotations are for 9 x 9; use",
         ),
     ],
 )

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sam_blvit.data.depth import Samples, UnsuitableError, deep_colour, eight_bits, samples_of
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 """What Pillow's decoders raise on a file that is damaged or too large, or is no image."""
+BAD_EXIF = (SyntaxError, ValueError, TypeError, KeyError, struct.error)
+"""What Pillow raises on EXIF data that it cannot parse."""
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -59,6 +63,19 @@ def why_unreadable(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"is too large ({reason.split(', could be')[0]}); shrink it"
     return f"cannot be read ({reason}); copy it again or save it as PNG or JPEG"
+
+
+def size_mismatch(found: tuple[int, ...], annotated: tuple[int, ...], file: str | Path | BinaryIO) -> str:
+    """How the size `found` (H, W) of the upright image in `file` differs from the `annotated` one, why, and what to do.
+
+    Follows the image's name.
+    """
+    line = f"is {found[1]} x {found[0]} pixels, its annotations are for {annotated[1]} x {annotated[0]}"
+    if found != annotated[::-1]:
+        return f"{line}; use the dataset's original files"
+    if (orientation := _orientation(file)) in SIDEWAYS:
+        return f"{line}, as before its EXIF orientation {orientation} turns it; annotate it upright, or drop its EXIF"
+    return f"{line}; use the dataset's original files, as width and height are swapped (or the file was turned)"
 
 
 def to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
@@ -125,11 +142,20 @@ def _rgb(image: Image.Image, samples: Samples) -> np.ndarray:
     return np.array(image.convert("RGB"))  # a copy: an array over Pillow's memory is read-only
 
 
+def _orientation(file: str | Path | BinaryIO) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 if there is none that can be read."""
+    with open_image(file) as image:
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+        except BAD_EXIF:
+            return 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """`image` turned by its EXIF orientation; unreadable EXIF data says nothing about orientation."""
     try:
         return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):
+    except BAD_EXIF:
         return image
 
 
