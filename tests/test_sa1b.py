@@ -179,6 +179,29 @@ def test_a_damaged_file_is_named(
         Sa1b(tmp_path).read(0)
 
 
+def test_a_photograph_that_is_no_image_is_named_and_not_its_bytes(
+    tmp_path: Path, refused: Callable[..., Any]
+) -> None:
+    write_flat(tmp_path, range(1))
+    (tmp_path / "sa_0.jpg").write_bytes(b"no picture")
+    with refused(ValueError, r"sa_0\.jpg is damaged \(the photograph is in no format that Pillow reads") as error:
+        Sa1b(tmp_path).read(0)
+    assert "BytesIO" not in str(error.value)
+
+
+def test_a_turned_photograph_is_read_upright(tmp_path: Path, refused: Callable[..., Any]) -> None:
+    path = write_flat(tmp_path, range(1)) / "sa_0.jpg"
+    exif = Image.Exif()
+    with Image.open(path) as image:
+        upright = image.convert("RGB")
+    exif[0x0112] = 8
+    upright.transpose(Image.Transpose.ROTATE_270).save(path, exif=exif)
+    assert Sa1b(tmp_path).read(0).pixels.shape[:2] == upright.size[::-1]
+    upright.save(path, exif=exif)
+    with refused(ValueError, "as before its EXIF orientation 8 turns it"):
+        Sa1b(tmp_path).read(0)
+
+
 def test_a_file_that_vanished_is_named(tmp_path: Path, refused: Callable[..., Any]) -> None:
     source = Sa1b(write_flat(tmp_path, range(1)))
     (tmp_path / "sa_0.jpg").unlink()

@@ -31,9 +31,11 @@ class Samples:
     """What a file says about its samples and Pillow does not keep."""
 
     file: bytes | None = None
-    """The whole file, if it holds colour of 16 bits a channel, of which Pillow keeps 8."""
+    """The whole file, if it holds colour of more than 8 bits a channel, of which Pillow keeps 8."""
+    container: str | None = None
+    """Pillow's name of the file's format."""
     bits: int | None = None
-    """Bits of white in the integers that Pillow returns, where the file says so."""
+    """Bits of white in integer grey as Pillow returns it, or in deep colour as OpenCV does, where the file says so."""
     white_is_zero: bool = False
     """Whether 0 is white in them."""
     colour_map: Sequence[int] = ()
@@ -60,7 +62,8 @@ def samples_of(image: Image.Image) -> Samples:
     colour_map = tags.get(COLOUR_MAP, ())
     return Samples(
         file=file,
-        bits=_declared_bits(image, bits) if deep_grey else None,
+        container=image.format,
+        bits=_declared_bits(image, bits) if deep_grey else _declared_precision(image),
         white_is_zero=deep_grey and tags.get(PHOTOMETRIC) == 0,
         colour_map=colour_map if 0 < max(colour_map, default=0) < 256 else (),
         associated_alpha=1 in tags.get(EXTRA_SAMPLES, ()),
@@ -71,15 +74,16 @@ def samples_of(image: Image.Image) -> Samples:
 def deep_colour(image: Image.Image, samples: Samples) -> np.ndarray | None:
     """The colour (H, W, 3) uint8 RGB of upright `image`, if its high bytes alone are too dark to be right.
 
-    All channels are scaled alike, by `eight_bits`. Raises UnsuitableError if neither library reads the low bytes.
+    All channels are scaled alike, by `eight_bits`. Of JPEG 2000 the high bytes are never right: Pillow rounds white up
+    to 256, which is 0. Raises UnsuitableError if neither library reads the low bytes.
     """
-    if samples.file is None or _brightest(image, samples) >= 128:
+    if samples.file is None or (samples.container != "JPEG2000" and _brightest(image, samples) >= 128):
         return None
-    colours = _by_opencv(samples.file, tiff=image.format == "TIFF") if samples.opencv_reads_it else None
+    colours = _by_opencv(samples.file, tiff=samples.container == "TIFF") if samples.opencv_reads_it else None
     high = np.asarray(image.convert("RGB"))
-    if samples.associated_alpha or colours is None or not _agree(colours, high):
-        raise UnsuitableError(f"image of 16-bit {image.mode} uses fewer bits, and they are lost; save it as 8-bit RGB")
-    return eight_bits(colours)
+    if samples.associated_alpha or colours is None or not _agree(colours, high, bits=samples.bits or 16):
+        raise UnsuitableError(f"image of 16-bit {image.mode} may use fewer bits, which are lost; save it as 8-bit RGB")
+    return eight_bits(colours, samples.bits)
 
 
 def eight_bits(samples: np.ndarray, bits: int | None = None) -> np.ndarray:
@@ -103,7 +107,7 @@ def _is_deep(image: Image.Image) -> bool:
     if codec in ("ppm", "ppm_plain"):
         return arguments[-1] == 65535
     if codec == "jpeg2k":
-        return _jpeg2000_precision(_whole_file(image)) == 16
+        return _jpeg2000_precision(_whole_file(image)) > 8
     return codec == "SGI16" or ";16" in str(arguments)
 
 
@@ -115,8 +119,15 @@ def _declared_bits(image: Image.Image, tiff_bits: tuple[int, ...]) -> int | None
         return None
     codec, arguments = tiles[0][0], tiles[0][3]
     scaled = codec in ("ppm", "ppm_plain") and arguments[-1] < 65535
-    scaled = scaled or (codec == "jpeg2k" and 8 < _jpeg2000_precision(_whole_file(image)) < 16)
-    return 16 if scaled else None
+    return 16 if scaled or _declared_precision(image) else None
+
+
+def _declared_precision(image: Image.Image) -> int | None:
+    """Bits of white in colour that a JPEG 2000 file says to hold 9 to 15 bits."""
+    if image.format != "JPEG2000" or not getattr(image, "tile", None):
+        return None
+    precision = _jpeg2000_precision(_whole_file(image))
+    return precision if 8 < precision < 16 else None
 
 
 def _whole_file(image: Any) -> bytes:
@@ -156,8 +167,9 @@ def _by_opencv(file: bytes, *, tiff: bool) -> np.ndarray | None:
     return read[:, :, 2::-1]
 
 
-def _agree(colours: np.ndarray, high: np.ndarray) -> bool:
-    """Whether `high` are the high bytes of `colours`; Pillow rounds those of PPM."""
+def _agree(colours: np.ndarray, high: np.ndarray, *, bits: int) -> bool:
+    """Whether `high` are the first 8 of the `bits` of `colours`; Pillow rounds some, of JPEG 2000 up to 256, stored 0."""
     if colours.shape != high.shape:
         return False
-    return int(np.abs((colours >> 8).astype(np.int16) - high).max()) <= 1
+    difference = (colours >> (bits - 8)).astype(np.uint8) - high  # modulo 256
+    return bool(np.isin(difference, (0, 1, 255)).all())
