@@ -210,15 +210,15 @@ def test_grey_under_associated_alpha_is_read(tmp_path: Path) -> None:
 def _black_png(path: Path, width: int, height: int) -> None:
     """One bit a pixel; the rows of a very large one are left out."""
     rows = bytes(height * (1 + (width + 7) // 8)) if width * height < 1e8 else b""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows, 1)),
-        (b"IEND", b""),
-    ]
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + b"".join(struct.pack(">I", len(data)) + n + data + struct.pack(">I", zlib.crc32(n + data)) for n, data in chunks)
-    )
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(rows, 1),
+        b"IEND": b"",
+    }
+    written = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks.items():
+        written += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(written)
 
 
 def test_a_photograph_that_is_too_large_is_to_be_shrunk(tmp_path: Path, refused) -> None:

@@ -179,9 +179,7 @@ def test_a_damaged_file_is_named(
         Sa1b(tmp_path).read(0)
 
 
-def test_a_photograph_that_is_no_image_is_named_and_not_its_bytes(
-    tmp_path: Path, refused: Callable[..., Any]
-) -> None:
+def test_a_photograph_that_is_no_image_is_named_and_not_its_bytes(tmp_path: Path, refused: Callable[..., Any]) -> None:
     write_flat(tmp_path, range(1))
     (tmp_path / "sa_0.jpg").write_bytes(b"no picture")
     with refused(ValueError, r"sa_0\.jpg is damaged \(the photograph is in no format that Pillow reads") as error:

@@ -116,7 +116,10 @@ def test_preprocessing_is_segment_anythings_square(ours_and_theirs: tuple[Sam, s
 def test_an_image_larger_than_the_input_is_refused_instead_of_cut(
     ours_and_theirs: tuple[Sam, sa.Sam], size: tuple[int, int]
 ) -> None:
-    with pytest.raises(ValueError, match=rf"height {size[0]} and width {size[1]} is larger than .*vit_tiny's input of 128 x 128; resize"):
+    with pytest.raises(
+        ValueError,
+        match=rf"height {size[0]} and width {size[1]} is larger than .*'s input of 128 x 128; resize",
+    ):
         ours_and_theirs[0].preprocess(torch.zeros(3, *size))
 
 

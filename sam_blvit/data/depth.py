@@ -57,7 +57,7 @@ def samples_of(image: Image.Image) -> Samples:
     if image.mode == "L" and bits == (8,) and tags.get(SAMPLE_FORMAT) == (2,):
         raise UnsuitableError("image of signed 8-bit grey has no agreed black; save it with unsigned pixels")
     if planar and tags.get(COMPRESSION, 1) == 1 and len(bits) > 1 and max(bits) > 8:
-        raise UnsuitableError(f"image of {max(bits)}-bit planes is not readable; save its channels interleaved or as PNG")
+        raise UnsuitableError(f"image of {max(bits)}-bit planes cannot be read; save it interleaved or as PNG")
     file = None if deep_grey or not _is_deep(image) else _whole_file(image)
     colour_map = tags.get(COLOUR_MAP, ())
     return Samples(
@@ -93,7 +93,7 @@ def eight_bits(samples: np.ndarray, bits: int | None = None) -> np.ndarray:
     """
     if samples.min() < 0:
         raise UnsuitableError(
-            f"image of signed or 32-bit integers, lowest pixel {samples.min()}, has no agreed black; save it with 8 bits"
+            f"image of signed or 32-bit integers, lowest pixel {samples.min()}, has no agreed black; save 8 bits"
         )
     bits = bits or max(8, int(samples.max()).bit_length())
     return (samples >> np.asarray(bits - 8, dtype=samples.dtype)).astype(np.uint8)
@@ -168,7 +168,7 @@ def _by_opencv(file: bytes, *, tiff: bool) -> np.ndarray | None:
 
 
 def _agree(colours: np.ndarray, high: np.ndarray, *, bits: int) -> bool:
-    """Whether `high` are the first 8 of the `bits` of `colours`; Pillow rounds some, of JPEG 2000 up to 256, stored 0."""
+    """Whether `high` are the first 8 of the `bits` of `colours`; Pillow rounds some, of JPEG 2000 to 256, kept as 0."""
     if colours.shape != high.shape:
         return False
     difference = (colours >> (bits - 8)).astype(np.uint8) - high  # modulo 256
