@@ -93,7 +93,7 @@ def eight_bits(samples: np.ndarray, bits: int | None = None) -> np.ndarray:
     """
     if samples.min() < 0:
         raise UnsuitableError(
-            f"image of signed or 32-bit integers, lowest pixel {samples.min()}, has no agreed black; save 8 bits"
+            f"image of signed or 32-bit integers, lowest {samples.min()}, has no agreed black; save it with 8 bits"
         )
     bits = bits or max(8, int(samples.max()).bit_length())
     return (samples >> np.asarray(bits - 8, dtype=samples.dtype)).astype(np.uint8)
