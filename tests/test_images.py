@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from sam_blvit.data.images import read_image, to_rgb
+from sam_blvit.data.images import read_image, size_mismatch, to_rgb
 
 ORIENTATION = 0x0112
 """EXIF tag."""
@@ -150,3 +156,102 @@ def test_every_array_layout_becomes_rgb(colours: np.ndarray) -> None:
 def test_other_images_are_refused_by_name(image: object, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         to_rgb(image)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jp2", "ppm"])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_deep_colour_is_scaled_as_grey_is(tmp_path: Path, suffix: str, bits: int) -> None:
+    colours = np.zeros((64, 96, 3), np.uint16)
+    colours[:, 32:64] = (1 << bits) // np.array([4, 3, 2])
+    colours[:, 64:] = (1 << bits) - 1
+    path = tmp_path / f"deep.{suffix}"
+    cv2.imwrite(str(path), colours[:, :, ::-1], [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])
+    expected = (colours >> (bits - 8)).astype(int)
+    assert np.abs(read_image(path) - expected).max() <= 1
+    with Image.open(path) as image:
+        assert np.abs(to_rgb(image) - expected).max() <= 1
+
+
+def test_tiff_in_which_0_is_white_is_not_inverted(tmp_path: Path) -> None:
+    stored = np.zeros((4, 6), np.uint16)
+    stored[:, :2] = 65535
+    tifffile.imwrite(tmp_path / "white.tif", stored, photometric="miniswhite")
+    found = read_image(tmp_path / "white.tif")
+    assert (found[:, :2] == 0).all()
+    assert (found[:, 2:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "reason"),
+    [
+        (np.ones((2, 2), np.int8), {}, "signed 8-bit"),
+        (np.full((2, 2), 2**31, np.uint32), {}, "signed or 32-bit"),
+        (np.ones((3, 2, 2), np.uint16), {"photometric": "rgb", "planarconfig": "separate"}, "16-bit planes"),
+        (np.ones((2, 2, 4), np.uint16), {"photometric": "separated"}, "16-bit CMYK"),
+        (np.ones((2, 2, 4), np.uint16), {"photometric": "rgb", "extrasamples": ["assocalpha"]}, "16-bit RGBA"),
+    ],
+)
+def test_tiff_that_cannot_be_read_rightly_is_refused(
+    tmp_path: Path, samples: np.ndarray, options: dict, reason: str, refused
+) -> None:
+    path = tmp_path / "odd.tif"
+    tifffile.imwrite(path, samples, metadata=None, **options)
+    with refused(ValueError, f"odd.tif: image of {reason}.*; save it"):
+        read_image(path)
+
+
+def test_grey_under_associated_alpha_is_read(tmp_path: Path) -> None:
+    premultiplied = np.array([[[50, 255], [40, 128]]], np.uint8)
+    options = {"photometric": "minisblack", "extrasamples": ["assocalpha"], "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "grey.tif", premultiplied, metadata=None, **options)
+    assert np.abs(read_image(tmp_path / "grey.tif") - np.array([[[50], [80]]])).max() <= 1
+
+
+def _black_png(path: Path, width: int, height: int) -> None:
+    """One bit a pixel; the rows of a very large one are left out."""
+    rows = bytes(height * (1 + (width + 7) // 8)) if width * height < 1e8 else b""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(rows, 1),
+        b"IEND": b"",
+    }
+    written = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks.items():
+        written += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(written)
+
+
+def test_a_photograph_that_is_too_large_is_to_be_shrunk(tmp_path: Path, refused) -> None:
+    _black_png(tmp_path / "vast.png", 30_000, 30_000)
+    with refused(ValueError, r"vast\.png is too large .*900000000 pixels.*; shrink it$") as error:
+        read_image(tmp_path / "vast.png")
+    assert "bomb" not in str(error.value)
+
+
+def test_a_large_photograph_is_read_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    _black_png(tmp_path / "large.png", 40, 30)
+    Image.new("L", (40, 30)).save(tmp_path / "large.tif")  # of TIFF, Pillow warns once more when it decodes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("large.png", "large.tif"):
+            assert read_image(tmp_path / name).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("annotated", "orientation", "cause"),
+    [
+        ((50, 70), 1, "is 5 x 7 pixels, its annotations are for 70 x 50; use the dataset's original files$"),
+        ((5, 7), 1, "its annotations are for 7 x 5; use the dataset's original files, as width and height are swapped"),
+        ((5, 7), 6, "as before its EXIF orientation 6 turns it"),
+        ((50, 70), 6, "original files$"),
+    ],
+)
+def test_a_size_mismatch_names_its_cause(
+    colours: np.ndarray, annotated: tuple[int, int], orientation: int, cause: str
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    file = io.BytesIO()
+    Image.fromarray(colours).save(file, "PNG", exif=exif)
+    assert re.search(cause, size_mismatch((7, 5), annotated, file))

@@ -167,6 +167,17 @@ def test_a_turned_photograph_is_refused(images: list[ImageFile], refused: Callab
         images[0].pixels()
 
 
+def test_a_photograph_that_its_exif_turns_is_refused_with_the_cause(
+    images: list[ImageFile], refused: Callable[..., Any]
+) -> None:
+    height, width = SIZES[7]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (width, height)).save(images[0].path, exif=exif)
+    with refused(ValueError, "7.png is 45 x 60 pixels, .* for 60 x 45, as before its EXIF orientation 6"):
+        images[0].pixels()
+
+
 def test_a_damaged_photograph_is_named(images: list[ImageFile], refused: Callable[..., Any]) -> None:
     images[0].path.write_bytes(b"no picture")
     with refused(ValueError, "7.png is in no format that Pillow reads"):

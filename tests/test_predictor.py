@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -273,3 +274,19 @@ def test_an_encoder_is_compiled_on_request(graphs: CompileCounter) -> None:
     predictor.set_image(photograph)
     assert graphs.frame_count == 1
     torch.testing.assert_close(predictor.features, eager.features)
+
+
+@pytest.mark.parametrize(
+    ("shape", "named"),
+    [
+        ((1, 3, 150, 200), "height 150 and width 200: a longest side of 128"),
+        ((1, 3, 64, 96), "height 64 and width 96: a longest side of 128"),
+        ((1, 64, 128, 3), r"\(1, 64, 128, 3\): \(1, 3, height, width\) is expected"),
+        ((3, 64, 128), r"\(3, 64, 128\): \(1, 3, height, width\) is expected"),
+    ],
+)
+def test_a_tensor_of_another_size_is_refused_by_its_height_and_width(
+    sam: Sam, shape: tuple[int, ...], named: str, refused: Callable[..., Any]
+) -> None:
+    with refused(ValueError, named):
+        SamPredictor(sam).set_torch_image(torch.zeros(shape), (64, 128))

@@ -152,7 +152,7 @@ def test_a_name_that_is_not_sa1bs_is_refused_with_its_directory(tmp_path: Path, 
         (lambda a: a.update(segmentation=[[0, 0, 9, 0, 9, 9]]), "annotation 0 holds no compressed run lengths"),
         (
             lambda a: a["segmentation"].update(size=[9, 9]),
-            r"annotation 0 is \[9, 9\] pixels, the photograph \[48, 64\]",
+            "annotation 0: the photograph is 64 x 48 pixels, its annotations are for 9 x 9; use",
         ),
     ],
 )
@@ -176,6 +176,27 @@ def test_a_damaged_file_is_named(
     path = write_flat(tmp_path, range(1)) / f"sa_0{suffix}"
     path.write_bytes(damage(path.read_bytes()))
     with refused(ValueError, r"sa_0 in .*sa_0\.jpg is damaged"):
+        Sa1b(tmp_path).read(0)
+
+
+def test_a_photograph_that_is_no_image_is_named_and_not_its_bytes(tmp_path: Path, refused: Callable[..., Any]) -> None:
+    write_flat(tmp_path, range(1))
+    (tmp_path / "sa_0.jpg").write_bytes(b"no picture")
+    with refused(ValueError, r"sa_0\.jpg is damaged \(the photograph is in no format that Pillow reads") as error:
+        Sa1b(tmp_path).read(0)
+    assert "BytesIO" not in str(error.value)
+
+
+def test_a_turned_photograph_is_read_upright(tmp_path: Path, refused: Callable[..., Any]) -> None:
+    path = write_flat(tmp_path, range(1)) / "sa_0.jpg"
+    exif = Image.Exif()
+    with Image.open(path) as image:
+        upright = image.convert("RGB")
+    exif[0x0112] = 8
+    upright.transpose(Image.Transpose.ROTATE_270).save(path, exif=exif)
+    assert Sa1b(tmp_path).read(0).pixels.shape[:2] == upright.size[::-1]
+    upright.save(path, exif=exif)
+    with refused(ValueError, "as before its EXIF orientation 8 turns it"):
         Sa1b(tmp_path).read(0)
 
 

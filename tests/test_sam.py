@@ -116,8 +116,18 @@ def test_preprocessing_is_segment_anythings_square(ours_and_theirs: tuple[Sam, s
 def test_an_image_larger_than_the_input_is_refused_instead_of_cut(
     ours_and_theirs: tuple[Sam, sa.Sam], size: tuple[int, int]
 ) -> None:
-    with pytest.raises(ValueError, match=r"is larger than .*vit_tiny's input of 128 x 128; resize"):
+    with pytest.raises(
+        ValueError,
+        match=rf"height {size[0]} and width {size[1]} is larger than .*'s input of 128 x 128; resize",
+    ):
         ours_and_theirs[0].preprocess(torch.zeros(3, *size))
+
+
+def test_an_image_with_its_colours_last_is_refused(
+    ours_and_theirs: tuple[Sam, sa.Sam],
+) -> None:
+    with pytest.raises(ValueError, match=r"\(40, 128, 3\): \(..., 3, height, width\) is expected"):
+        ours_and_theirs[0].preprocess(torch.zeros(40, 128, 3))
 
 
 # big.LITTLE ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from sam_blvit.data.images import read_image
+from sam_blvit.data.images import read_image, size_mismatch
 
 MERGED = "trainval"
 """A directory in which some keep train2017 and val2017 together."""
@@ -53,10 +53,8 @@ class ImageFile:
         """The photograph (H, W, 3) RGB; ValueError, one line, if it cannot be read or has not the annotated size."""
         pixels = read_image(self.path)
         if pixels.shape[:2] != (self.height, self.width):
-            raise ValueError(
-                f"image {self.path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotations are for "
-                f"{self.width} x {self.height}; use the dataset's original files"
-            )
+            mismatch = size_mismatch(pixels.shape[:2], (self.height, self.width), self.path)
+            raise ValueError(f"image {self.path} {mismatch}")
         return pixels
 
 
@@ -243,7 +241,8 @@ def _checked_runs(runs: Mapping[str, Any], height: int, width: int) -> dict[str,
     """Run lengths that cover the image: pycocotools leaves what they do not cover uninitialised."""
     counts = runs["counts"]
     if list(runs["size"]) != [height, width]:
-        raise ValueError(f"size {runs['size']} instead of {[height, width]}")
+        swapped = ", height and width swapped" if list(runs["size"]) == [width, height] else ""
+        raise ValueError(f"size {runs['size']} instead of {[height, width]}{swapped}")
     if isinstance(counts, list):
         lengths = [_whole(value) for value in counts]
     else:

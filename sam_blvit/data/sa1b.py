@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from sam_blvit.data.annotated import MAX_BAD_SHARE, Annotated
-from sam_blvit.data.images import UNREADABLE
+from sam_blvit.data.depth import UnsuitableError
+from sam_blvit.data.images import UNREADABLE, open_image, size_mismatch, to_rgb, why_unreadable
 from sam_blvit.data.instances import Instance
 from sam_blvit.data.pairs import HALVES, WHOLE_FILE, Pairs, are_whole, pairs_of
 from sam_blvit.data.tar_index import indexed
@@ -87,10 +87,12 @@ class Sa1b:
         if not place.is_tar:
             files = [place.images / f"sa_{image_id}.jpg", place.annotations / f"sa_{image_id}.json"]
         try:
-            with Image.open(io.BytesIO(_bytes(files[0], pair["image"]))) as image:
-                pixels = np.asarray(image.convert("RGB"))
+            photograph = io.BytesIO(_bytes(files[0], pair["image"]))
+            pixels = _pixels(photograph)
             entries = json.loads(_bytes(files[1], pair["annotations"]))["annotations"]
-            instances = [_instance(entry, image_id, pixels.shape[:2]) for entry in entries]
+            instances = [_instance(entry, image_id) for entry in entries]
+            for instance in instances:
+                _check_size(instance, pixels.shape[:2], photograph)
         except (*UNREADABLE, KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
             raise ValueError(f"sa_{image_id} in {files[0]} is damaged ({reason})") from error
@@ -173,12 +175,28 @@ def _bytes(path: Path, extent: NDArray[np.int64]) -> bytes:
         return file.read(size)
 
 
-def _instance(entry: dict[str, Any], image_id: int, size: tuple[int, ...]) -> Instance:
+def _pixels(photograph: BinaryIO) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB, upright."""
+    try:
+        with open_image(photograph) as image:
+            return to_rgb(image)
+    except UnsuitableError:
+        raise
+    except UNREADABLE as error:
+        raise ValueError(f"the photograph {why_unreadable(error)}") from error
+
+
+def _check_size(instance: Instance, size: tuple[int, ...], photograph: BinaryIO) -> None:
+    annotated = tuple(instance.segmentation["size"])
+    if annotated != size:
+        mismatch = size_mismatch(size, annotated, photograph)
+        raise ValueError(f"annotation {instance.ann_id}: the photograph {mismatch}")
+
+
+def _instance(entry: dict[str, Any], image_id: int) -> Instance:
     runs, area = entry["segmentation"], float(entry["area"])
     if not isinstance(runs, dict) or not isinstance(runs.get("counts"), str):
         raise ValueError(f"annotation {entry['id']} holds no compressed run lengths, as SA-1B's do")
-    if tuple(runs["size"]) != tuple(size):
-        raise ValueError(f"annotation {entry['id']} is {runs['size']} pixels, the photograph {list(size)}")
     if not area >= 0:
         raise ValueError(f"annotation {entry['id']} has an area of {area} pixels")
     x, y, width, height = entry["bbox"]

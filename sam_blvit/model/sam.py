@@ -106,9 +106,14 @@ class Sam(OriginalSam):
         return {"masks": masks, "iou_predictions": iou, "low_res_logits": logits}
 
     def _padded(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if x.ndim < 3 or x.shape[-3] != 3:
+            raise ValueError(
+                f"image of shape {tuple(x.shape)}: (..., 3, height, width) is expected; move its 3 colours before its "
+                "height and width"
+            )
         if x.shape[-2] > size[0] or x.shape[-1] > size[1]:
             raise ValueError(
-                f"image of {x.shape[-2]} x {x.shape[-1]} pixels is larger than {self.config.name}'s input of "
+                f"image of height {x.shape[-2]} and width {x.shape[-1]} is larger than {self.config.name}'s input of "
                 f"{size[0]} x {size[1]}; resize its longest side first, as SamPredictor does"
             )
         x = (x - self.pixel_mean) / self.pixel_std
