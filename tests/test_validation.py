@@ -184,7 +184,7 @@ def test_of_many_objects_sixteen_are_measured_always_the_same(tmp_path: Path) ->
 
 
 def test_crowds_and_photographs_of_nothing_else_are_left_out(tmp_path: Path) -> None:
-    objects = [*squares((1,)), CROWD, annotation(77, 3, 4, 4, 9, area=0)]
+    objects = [*squares((1,)), CROWD, annotation(77, 3, 4, 4, 9, segmentation=[])]
     validation = made(config_of(tmp_path, coco=annotated(tmp_path, (1, 2, 3), objects)))
     assert drawn(validation, "annotations") == [1]
     assert validation.shares["annotations"].objects == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from sam_blvit.data.ids import ID_LIMIT
 from sam_blvit.files import write_atomically
 
 REMARK = "#"
@@ -56,4 +57,5 @@ def _text(path: Path, kind: str) -> str:
 
 
 def _is_id(word: str) -> bool:
-    return word.isascii() and word.isdigit()
+    digits = word.lstrip("0")
+    return word.isascii() and word.isdigit() and len(digits) <= len(str(ID_LIMIT)) and int(digits or 0) < ID_LIMIT
