@@ -231,6 +231,19 @@ def test_an_annotation_that_cannot_be_drawn_is_refused(tmp_path: Path, refused: 
         made(config_of(tmp_path, coco=annotated(tmp_path, (1,), objects)))
 
 
+def test_a_box_outside_its_photograph_is_refused(tmp_path: Path, refused: Callable[..., Any]) -> None:
+    objects = [annotation(77, 1, 4, 4, 9, bbox=[300, 4, 9, 9])]
+    with refused(ValueError, "annotation 77: bbox .* lies outside its image of 120 x 90 pixels"):
+        made(config_of(tmp_path, coco=annotated(tmp_path, (1,), objects)))
+
+
+@pytest.mark.parametrize("area", [0, -1, 90 * 120])
+def test_the_annotated_area_decides_nothing(tmp_path: Path, area: float) -> None:
+    objects = [{**one, "area": area} for one in squares((1, 2))]
+    validation = made(config_of(tmp_path, coco=annotated(tmp_path, (1, 2), objects)))
+    assert validation.shares["annotations"].objects == 4
+
+
 @pytest.mark.parametrize("objects", [[CROWD], [EMPTY]], ids=["crowd", "empty"])
 def test_photographs_without_an_object_are_refused(
     tmp_path: Path, refused: Callable[..., Any], objects: list[dict[str, Any]]

@@ -28,7 +28,7 @@ def read_manifest(path: Path) -> dict[int, str]:
             continue
         image_id, _, location = line.partition("\t")
         if not _is_id(image_id) or not location.strip():
-            raise ValueError(f"manifest {path}: line {number} is {line!r}, not an image id, a tab and a location")
+            raise ValueError(f"manifest {path}: line {number} is {line!r:.80}, not an image id, a tab and a location")
         if int(image_id) in locations:
             raise ValueError(f"manifest {path}: line {number} lists image {image_id} again; remove it")
         locations[int(image_id)] = location.strip()
@@ -42,7 +42,7 @@ def read_ids(path: Path) -> list[int]:
     ids = []
     for number, word in enumerate(_text(path, "list").split(), start=1):
         if not _is_id(word):
-            raise ValueError(f"{path}: entry {number} is {word!r}, not an image id")
+            raise ValueError(f"{path}: entry {number} is {word!r:.80}, not an image id")
         ids.append(int(word))
     return ids
 
