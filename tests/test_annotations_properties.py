@@ -115,7 +115,7 @@ def is_number(value: Any) -> bool:
 @given(value=VALUES)
 def test_a_crowd(path: Path, value: Any) -> None:
     found = instance_with(path, "iscrowd", value, names=("annotation 5",))
-    if value is None or type(value) in (bool, int) and value in (0, 1):
+    if value is None or (type(value) in (bool, int) and value in (0, 1)):
         assert found.crowd is bool(value)
     else:
         assert found is REFUSED
@@ -159,7 +159,12 @@ def test_an_images_fields(path: Path, field: str, value: Any) -> None:
     elif field in ("height", "width"):
         right = is_id(value) and 0 < value * (WIDTH if field == "height" else HEIGHT) < 2**32
     else:
-        right = value is None and field == "coco_url" or isinstance(value, str) and (field != "file_name" or value not in ("", "."))
+        right = (
+            (value is None
+            and field == "coco_url")
+            or (isinstance(value, str)
+            and (field != "file_name" or value not in ("", ".")))
+        )
     if not right:
         assert found is REFUSED
     else:

@@ -100,7 +100,11 @@ def test_training_finds_every_file_name_that_evaluation_finds(
     write_images(tmp_path / "photographs", (1, 2, 3))
     (tmp_path / "elsewhere").mkdir()
     there = tmp_path / "photographs" / "val2017"
-    names = {1: f"{there}/1.png", 2: "../photographs/val2017/2.png", 3: f"{tmp_path}/elsewhere/../photographs/val2017/3.png"}
+    names = {
+        1: f"{there}/1.png",
+        2: "../photographs/val2017/2.png",
+        3: f"{tmp_path}/elsewhere/../photographs/val2017/3.png",
+    }
     content = json.loads(write_annotations(tmp_path, squares((1, 2, 3)), (1, 2, 3)).read_text())
     for entry in content["images"]:
         entry["file_name"] = names[entry["id"]]

@@ -340,10 +340,8 @@ def _finite(value: Any) -> float:
 
 
 def _malformed(kind: str, entry: Any, error: Exception) -> ValueError:
-    if isinstance(entry, dict):
-        which = f"{entry['id']!r:.40}" if "id" in entry else "without id"
-    else:
-        which = f"{entry!r:.40}"
+    named = entry["id"] if isinstance(entry, dict) and "id" in entry else entry
+    which = "without id" if isinstance(named, dict) else f"{named!r:.40}"
     return ValueError(f"{kind} {which} is malformed ({_reason(error)})")
 
 

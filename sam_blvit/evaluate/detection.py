@@ -175,8 +175,8 @@ def check_annotations(path: Path, image_ids: Collection[int], judge: str) -> dic
     categories = _category_ids(content, path)
     if unknown := [entry for entry in content["annotations"] if entry["category_id"] not in categories]:
         raise ValueError(
-            f"annotations {path}: annotation {unknown[0]['id']} is of category {unknown[0]['category_id']}, which is not "
-            f"in 'categories' ({len(unknown)} such annotations); list the category, or correct category_id"
+            f"annotations {path}: annotation {unknown[0]['id']} is of category {unknown[0]['category_id']}, which is "
+            f"not in 'categories' ({len(unknown)} such annotations); list the category, or correct category_id"
         )
     listed = sum(image["id"] in wanted for image in content["images"])
     if not wanted or listed < len(wanted):

@@ -187,7 +187,7 @@ def _of_annotations(
 
 
 def _drawn(image_ids: Sequence[int], config: FinetuneConfig, serves: Callable[[int], bool] | None = None) -> list[int]:
-    """At most `config.val_limit` of those of `image_ids` that serve, all by default; ascending, whatever their order."""
+    """At most `config.val_limit` of the `image_ids` that serve, all by default; ascending, whatever their order."""
     rng = np.random.default_rng([config.seed, PHOTOGRAPHS_DRAWN])
     shuffled = rng.permutation(sorted(image_ids)).tolist()
     return sorted(islice(filter(serves, shuffled) if serves else shuffled, config.val_limit))
