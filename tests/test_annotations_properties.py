@@ -159,11 +159,8 @@ def test_an_images_fields(path: Path, field: str, value: Any) -> None:
     elif field in ("height", "width"):
         right = is_id(value) and 0 < value * (WIDTH if field == "height" else HEIGHT) < 2**32
     else:
-        right = (
-            (value is None
-            and field == "coco_url")
-            or (isinstance(value, str)
-            and (field != "file_name" or value not in ("", ".")))
+        right = (value is None and field == "coco_url") or (
+            isinstance(value, str) and (field != "file_name" or value not in ("", "."))
         )
     if not right:
         assert found is REFUSED
