@@ -180,6 +180,29 @@ def test_coco_annotations_are_no_matter_for_lvis_judge(config: Configured, tmp_p
         evaluate_lvis(config(model="none"))
 
 
+@pytest.mark.parametrize(
+    ("part", "fields", "problem"),
+    [
+        ("annotations", {"category_id": 9}, "annotation 10 is of category 9"),
+        ("annotations", {"area": -1}, "annotation 10: area -1 is not from 0"),
+        ("annotations", {"bbox": [300, 5, 9, 9]}, "annotation 10: bbox .* lies outside its image of 120 x 90 pixels"),
+        ("categories", {"frequency": "x"}, "category 1 has a frequency of 'x'"),
+        ("images", {"neg_category_ids": None}, "neg_category_ids of image 1 is no list"),
+    ],
+)
+@pytest.mark.parametrize("boxes", [None, "gt"])
+def test_what_no_judge_can_judge_by_is_refused_before_the_model_loads(
+    config: Configured, tmp_path: Path, part: str, fields: dict[str, Any], problem: str, boxes: str | None, refused: Any
+) -> None:
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    content[part][0].update(fields)
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    asked = {"detections": None, "boxes": "gt"} if boxes else {}
+    for evaluate in (evaluate_lvis,) if part != "annotations" else (evaluate_coco, evaluate_lvis):
+        with refused(ValueError, problem):
+            evaluate(config(model="none", **asked))
+
+
 def test_an_object_without_annotation_or_box_is_no_obstacle(config: Configured, tmp_path: Path) -> None:
     write_annotations(tmp_path, squares((1,)), (1, 2, 3))
     (summary,) = evaluate_coco(config())

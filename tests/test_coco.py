@@ -14,6 +14,7 @@ from PIL import Image
 
 from datasets import annotation, squares, write_annotations, write_dataset, write_images, write_odd_dataset
 from sam_blvit.data.coco import Coco
+from sam_blvit.data.instances import find_images, read_instances
 from sam_blvit.files import file_sha256
 
 
@@ -82,6 +83,40 @@ def test_objects_travel_to_another_process_as_bytes(tmp_path: Path) -> None:
     assert [one.ann_id for one in found.read(1).instances] == [20, 21]
     objects = [value for value in vars(found).values() if isinstance(value, list) and not isinstance(value[0], str)]
     assert objects == []
+
+
+def test_photographs_alone_are_a_source(tmp_path: Path) -> None:
+    write_images(tmp_path, (1, 2))
+    write_annotations(tmp_path, [], (1, 2))
+    found = source(tmp_path)
+    assert [found.read(index).instances for index in range(2)] == [[], []]
+
+
+@pytest.mark.parametrize("data", ["photographs", "elsewhere/../photographs", "elsewhere"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_training_finds_every_file_name_that_evaluation_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, relative: bool
+) -> None:
+    write_images(tmp_path / "photographs", (1, 2, 3))
+    (tmp_path / "elsewhere").mkdir()
+    there = tmp_path / "photographs" / "val2017"
+    names = {
+        1: f"{there}/1.png",
+        2: "../photographs/val2017/2.png",
+        3: f"{tmp_path}/elsewhere/../photographs/val2017/3.png",
+    }
+    content = json.loads(write_annotations(tmp_path, squares((1, 2, 3)), (1, 2, 3)).read_text())
+    for entry in content["images"]:
+        entry["file_name"] = names[entry["id"]]
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    root = Path(data) if relative else tmp_path / data
+    found = Coco("own.json", root)
+    evaluated = find_images(list(read_instances("own.json")[0].values()), root)
+    for index, file in enumerate(evaluated):
+        np.testing.assert_array_equal(found.read(index).pixels, file.pixels())
+    inside = {"photographs": "val2017", "elsewhere/../photographs": "val2017", "elsewhere": "../photographs/val2017"}
+    assert [found.location(index) for index in range(3)] == [f"{inside[data]}/{number}" for number in (1, 2, 3)]
 
 
 def test_file_names_in_directories_are_followed(tmp_path: Path) -> None:

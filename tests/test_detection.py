@@ -335,6 +335,17 @@ def test_a_numpy_that_has_the_name_keeps_it(annotated: Path, monkeypatch: pytest
         (ANNOTATIONS, [1, 99], "annotations.json list 1 of 2 images to be judged; name the file that does"),
         (ANNOTATIONS, [], "annotations.json list 0 of 0 images to be judged"),
         ([annotation(7, 1, 3, 5, 8, 20, segmentation=[[1, 2, 3]])], [1], "annotation 7: segmentation is malformed"),
+        (
+            [*ANNOTATIONS, annotation(7, 2, 99, 5, 8, 20)],
+            [1],
+            "annotation 7 is of category 99, which is not in 'categories' .1 such annotations.; list the category",
+        ),
+        ([annotation(7, 1, 3, 5, 8, 20, area=-1)], [1], "annotation 7: area -1 is not from 0 to the 16800 pixels"),
+        ([annotation(7, 1, 3, 5, 8, 20, area=16801)], [1], "annotation 7: area 16801 is not from 0 to the 16800"),
+        ([annotation(7, 1, 3, 5, 8, 20, area=16800)], [1], "annotation 7: area 16800 is more than its box of 20 x 20"),
+        ([annotation(7, 1, 3, 5, 8, 20, area=0)], [1], "annotation 7: area 0 but its mask has 400 pixels; write the"),
+        ([annotation(7, 1, 3, 5, 8, 20, bbox=[140, 8, 9, 9])], [1], "annotation 7: bbox .140.* lies outside its image"),
+        ([annotation(7, 1, 3, 5, 8, 20, bbox=[5, -9, 9, 9])], [1], "annotation 7: bbox .5.* lies outside its image"),
     ],
 )
 def test_what_cannot_be_judged_by_is_refused(
@@ -363,6 +374,42 @@ def test_annotations_that_are_not_lvis_are_sent_to_coco(
     judge_coco(path, entries(), image_ids=[1, 2])
     with refused(ValueError, f"not in LVIS format: 1 of . {part} have no '{field}'; use eval/run_coco.py"):
         judge_lvis(path, entries(), image_ids=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "problem"),
+    [
+        ("images", "neg_category_ids", None, "neg_category_ids of image 2 is no list of category ids .None is not a"),
+        ("images", "neg_category_ids", ["3"], "neg_category_ids of image 2 is no list of category ids .'3' is not a"),
+        ("images", "not_exhaustive_category_ids", {}, "not_exhaustive_category_ids of image 2 is no list .* write "),
+        ("images", "not_exhaustive_category_ids", 3, "not_exhaustive_category_ids of image 2 is no list"),
+        ("categories", "frequency", "x", "category 5 has a frequency of 'x'; lvis knows 'r', 'c' and 'f'"),
+        ("categories", "frequency", None, "category 5 has a frequency of None"),
+        ("categories", "frequency", [], "category 5 has a frequency of "),
+    ],
+)
+def test_a_field_of_lvis_that_lvis_cannot_read_is_named(
+    part: str, field: str, value: Any, problem: str, annotated: Path, tmp_path: Path, refused: Any
+) -> None:
+    content = json.loads(annotated.read_text())
+    content[part][1][field] = value
+    path = written(tmp_path, ANNOTATIONS, **{part: content[part]})
+    judge_coco(path, entries(), image_ids=[1, 2])
+    with refused(ValueError, problem):
+        judge_lvis(path, entries(), image_ids=[1, 2])
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize(
+    ("ids", "problem"),
+    [((3, 5, 3), "category id 3 is given 2 times"), ((3, 5, -1), "1 of 3 categories have no whole number 'id'")],
+)
+def test_categories_have_ids_of_their_own(
+    judge: Judge, ids: tuple[int, ...], problem: str, tmp_path: Path, refused: Any
+) -> None:
+    path = written(tmp_path, ANNOTATIONS, categories=[{"id": number, "frequency": "f"} for number in ids])
+    with refused(ValueError, problem):
+        judge(path, entries(), image_ids=[1, 2])
 
 
 def test_an_entry_is_json_and_holds_the_mask() -> None:

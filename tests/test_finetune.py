@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from datasets import write_annotations, write_images
 from processes import assert_each_once, assert_equal_models, diary, finish, gradients, kill, seen, start
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.config import ModelConfig
@@ -71,6 +72,16 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, data: Path, teacher: P
     assert_equal_models(tmp_path / "whole", tmp_path / "killed")
     assert_each_once(seen(tmp_path / "killed"))
     assert seen(tmp_path / "killed") == seen(tmp_path / "whole")
+
+
+def test_photographs_alone_are_distilled(tmp_path: Path, teacher: Path) -> None:
+    write_images(tmp_path / "photographs", (1, 2, 3))
+    annotations = write_annotations(tmp_path, [], (1, 2, 3))
+    options = settings(teacher=teacher, annotations=annotations, schedule_steps=2)
+    finish(start(tmp_path / "run", tmp_path / "photographs", **options))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(line["distillation"] > 0 for line in lines if "distillation" in line)
+    assert any("distillation" in line for line in lines)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,9 @@ def test_what_encloses_nothing_has_no_pixel(nothing: Any) -> None:
     [
         ("junk", "str instead of polygons"),
         (None, "NoneType instead of polygons"),
-        ([5], "'int' object is not iterable"),
+        ([5], "5 is not a list of x and y"),
+        ([{}], "{} is not a list of x and y"),
+        (["", SQUARE[0]], "'' is not a list of x and y"),
         ([["a", 1, 2, 3, 4, 5]], "'a' is not a finite number"),
         ([[1, 1, 4, 1, 4, float("nan")]], "nan is not a finite number"),
         ([[1, 1, 4, 1, 4]], "polygon of 5 numbers"),
@@ -122,6 +126,42 @@ def test_coco_and_lvis_entries_are_read(write: Any) -> None:
     assert images[2] == ImageRecord(2, HEIGHT, WIDTH, name="two.jpg", split="train2017")
     assert (first.ann_id, first.category_id, first.area, first.box) == (5, 2, 25.0, (2.0, 3.0, 5.0, 5.0))
     assert (first.crowd, second.crowd) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"), [(0, False), (1, True), (False, False), (True, True), (None, False), (..., False)]
+)
+def test_a_crowd_is_one_by_number_or_truth(write: Any, value: Any, crowd: bool) -> None:
+    _, (found,) = read_instances(write([image()], [entry(iscrowd=value)]))
+    assert found.crowd is crowd
+
+
+@pytest.mark.parametrize("value", ["0", "1", "false", "no", "", -1, 2, 0.5, 1.0, float("nan"), [], [0], {}])
+def test_any_other_crowd_is_named(write: Any, value: Any, refused: Any) -> None:
+    problem = f"annotation 5 is malformed ({value!r} is not 0, 1, true, false or null; write 1 for a crowd"
+    with refused(ValueError, re.escape(problem)):
+        read_instances(write([image()], [entry(iscrowd=value)]))
+
+
+@pytest.mark.parametrize("area", [0, -1, HEIGHT * WIDTH, 25])
+@pytest.mark.parametrize(
+    ("segmentation", "pixels"),
+    [
+        (SQUARE, 25),
+        ([*SQUARE, [9, 1, 11, 1, 11, 3, 9, 3]], 29),
+        ([], 0),
+        ({"size": [HEIGHT, WIDTH], "counts": [15, 7, 98]}, 7),
+        (coco_mask.encode(np.ones((HEIGHT, WIDTH), dtype=np.uint8, order="F")), HEIGHT * WIDTH),
+    ],
+)
+def test_pixels_are_counted_whatever_the_annotated_area(segmentation: Any, pixels: int, area: float) -> None:
+    one = replace(instance(segmentation), area=area)
+    assert one.pixels(HEIGHT, WIDTH) == one.mask(HEIGHT, WIDTH).sum() == pixels
+
+
+def test_photographs_alone_are_read_where_that_is_asked_for(write: Any) -> None:
+    images, instances = read_instances(write([image()], []), may_be_empty=True)
+    assert (list(images), instances) == ([1], [])
 
 
 @pytest.mark.parametrize(
@@ -160,10 +200,27 @@ def test_a_missing_annotation_file_is_refused(tmp_path: Path, refused: Any) -> N
         ([image()], [entry(bbox=...)], "annotation 5 is malformed .no 'bbox'"),
         ([image()], [entry(area=...)], "annotation 5 is malformed .no 'area'"),
         ([image()], [entry(segmentation=...)], "annotation 5 is malformed .no 'segmentation'"),
-        ([image()], [entry(bbox=[1, 2, 3])], "annotation 5 is malformed .not enough values"),
+        (
+            [image()],
+            [entry(bbox=[1, 2, 3])],
+            "annotation 5 is malformed .*1, 2, 3.* is not x, y, width, height in bbox",
+        ),
+        ([image()], [entry(bbox=[1, 2, -3, 4])], "annotation 5 is malformed .*1, 2, -3, 4.* is inside out"),
         ([image()], [entry(bbox=[1, 2, 3, float("inf")])], "annotation 5 is malformed .inf is not a finite"),
         ([image()], [entry(area=10**400)], "annotation 5 is malformed .10+ is not a finite"),
-        ([image()], [entry(id="a")], "annotation a is malformed .'a' is not a whole number"),
+        ([image()], [entry(id="a")], "annotation 'a' is malformed .'a' is not a whole number"),
+        ([image()], [entry(id="a\nb")], r"annotation 'a\\nb' is malformed"),
+        ([image(height=0)], [entry()], "image 1 is malformed .0 is not a number of pixels in height"),
+        ([image(height=2**16, width=2**16)], [entry()], "image 1 is malformed .65536 x 65536 pixels are too many"),
+        ([image(file_name=["one.jpg"])], [entry()], "image 1 is malformed ...one.jpg.. is not text in file_name"),
+        (
+            [image(id=2**63)],
+            [entry()],
+            "image 9223372036854775808 is malformed .* is not below 2..63; number from 1 up",
+        ),
+        ([image()], [entry(id=2**63)], "annotation 9223372036854775808 is malformed .* is not below 2..63"),
+        ([image()], [entry(category_id=2**63)], "annotation 5 is malformed .* is not below 2..63.* in category_id"),
+        ([image(id=1.5)], [entry()], "image 1.5 is malformed .1.5 is not a whole number"),
         ([image()], [entry(id=-1)], "annotation -1 is malformed .-1 is not a whole number"),
         ([image()], [entry(id=...)], "annotation without id is malformed"),
         ([image()], ["x"], "annotation 'x' is malformed"),

@@ -38,6 +38,7 @@ def test_remarks_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
         ("7 sa_7\n", "line 1 is '7 sa_7'"),
         ("7\t \n", "line 1 is"),
         ("-7\tsa_7\n", "line 1 is"),
+        ("9223372036854775808\tsa_7\n", "line 1 is '9223372036854775808.tsa_7', not an image id"),
         ("7\tsa_7\n7\tsa_8\n", "line 2 lists image 7 again"),
         ("# nothing\n", "lists no photograph; write it with tools/make_subset.py"),
     ],
@@ -62,6 +63,12 @@ def test_ids_are_read_one_a_line(tmp_path: Path, refused: Callable[..., Any]) ->
     path = tmp_path / "ids.txt"
     path.write_text("3\n14\n")
     assert read_ids(path) == [3, 14]
+    path.write_text("0\n007\n9223372036854775807\n")
+    assert read_ids(path) == [0, 7, 2**63 - 1]
+    for text in (str(2**63), "9" * 5000, "²"):
+        path.write_text(text)
+        with refused(ValueError, "entry 1 is .*, not an image id"):
+            read_ids(path)
     path.write_text("3\nsa_14\n")
     with refused(ValueError, r"ids\.txt: entry 2 is 'sa_14', not an image id"):
         read_ids(path)

@@ -38,6 +38,14 @@ def test_a_name_that_is_not_sa1bs_is_refused(name: str, refused: Callable[..., A
         pairs_of([(name, 0, 1)])
 
 
+def test_the_largest_id_is_the_last_that_fits_64_bits(refused: Callable[..., Any]) -> None:
+    largest = 2**63 - 1
+    assert pairs_of([(f"sa_{largest}.jpg", 0, 1)])["image_id"].tolist() == [largest]
+    for number in (2**63, 10**30):
+        with refused(ValueError, rf"sa_{number}\.json has an id that cannot be used .* not below 2\*\*63"):
+            pairs_of([(f"sa_{number}.json", 0, 1)])
+
+
 def test_a_name_that_is_there_twice_is_refused(refused: Callable[..., Any]) -> None:
     with refused(ValueError, r"sa_1\.jpg is there twice"):
         pairs_of([("sa_1.jpg", 0, 1), ("sa_1.jpg", 5, 1)])

@@ -147,8 +147,10 @@ def test_a_name_that_is_not_sa1bs_is_refused_with_its_directory(tmp_path: Path, 
     [
         (lambda a: a.pop("area"), "no 'area'"),
         (lambda a: a.pop("bbox"), "no 'bbox'"),
-        (lambda a: a.update(area=-3), "annotation 0 has an area of -3.0 pixels"),
-        (lambda a: a.update(area=None), "float"),
+        (lambda a: a.update(area=None), "annotation 0 is malformed .None is not a finite number in area"),
+        (lambda a: a.update(id="7"), "annotation '7' is malformed .'7' is not a whole number from 0 up in id"),
+        (lambda a: a.update(id=-7), "annotation -7 is malformed"),
+        (lambda a: a.update(bbox=[0, 0, float("nan"), 1]), "annotation 0 is malformed .nan is not a finite number"),
         (lambda a: a.update(segmentation=[[0, 0, 9, 0, 9, 9]]), "annotation 0 holds no compressed run lengths"),
         (
             lambda a: a["segmentation"].update(size=[9, 9]),

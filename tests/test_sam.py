@@ -170,12 +170,15 @@ def test_an_image_gives_the_same_mask_alone_and_in_a_batch(new_sam: Callable[...
     assert_same_masks(sam(images[1:2], multimask_output=True)[0], together[1])
 
 
-def test_of_mixed_shapes_the_largest_decides(new_sam: Callable[..., Sam]) -> None:
+@pytest.mark.parametrize("others", [[SQUARE], [SQUARE, UPRIGHT], [FOUR_TO_THREE, UPRIGHT, FOUR_TO_THREE]])
+def test_an_image_gives_the_same_mask_beside_other_shapes(
+    new_sam: Callable[..., Sam], others: list[tuple[int, int]]
+) -> None:
     sam = new_sam()
-    wide, high = torch.rand(3, 64, 128) * 255, torch.rand(3, 100, 60) * 255
-    square = torch.stack([sa.Sam.preprocess(sam, image) for image in (wide, high)])
-    with torch.no_grad():
-        torch.testing.assert_close(sam.encode_images([wide, high]), sam.image_encoder(square))
+    batch = [record(size) for size in [*others, UPRIGHT, (64, 128)]]
+    together = sam(batch, multimask_output=True)
+    for one, answer in zip(batch, together, strict=True):
+        assert_same_masks(sam([one], multimask_output=True)[0], answer)
 
 
 def test_images_of_one_shape_are_encoded_on_their_rectangle(new_sam: Callable[..., Sam]) -> None:

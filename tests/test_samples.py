@@ -160,17 +160,17 @@ def test_every_mask_has_its_turn(tmp_path: Path) -> None:
 
 
 def test_only_the_drawn_masks_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[int] = []
-    mask = Instance.mask
+    unpacked: list[int] = []
+    runs = Instance.runs
 
-    def counted(self: Instance, height: int, width: int) -> np.ndarray:
-        decoded.append(self.ann_id)
-        return mask(self, height, width)
+    def counted(self: Instance, height: int, width: int) -> dict[str, Any]:
+        unpacked.append(self.ann_id)
+        return runs(self, height, width)
 
-    monkeypatch.setattr(Instance, "mask", counted)
+    monkeypatch.setattr(Instance, "runs", counted)
     found = sample(samples_of(write_flat(tmp_path, range(1), masks=9), masks_per_image=2))
-    assert tuple(decoded) == found.ann_ids
-    assert len(decoded) == 2
+    assert tuple(unpacked) == found.ann_ids
+    assert len(unpacked) == 2
 
 
 def test_a_damaged_mask_matters_only_when_it_is_drawn(tmp_path: Path) -> None:
@@ -187,18 +187,40 @@ def test_a_damaged_mask_matters_only_when_it_is_drawn(tmp_path: Path) -> None:
 
 
 def test_masks_over_nearly_all_of_the_photograph_or_none_are_never_drawn(tmp_path: Path) -> None:
-    small, full = rectangle_mask(48, 64, (4, 4, 20, 20)), np.ones((48, 64), dtype=np.uint8)
-    write_masks(tmp_path, [full, small, small, small], areas=[2765, 2765, 2764, 0])  # 0.9 of 3072 is 2764.8
+    empty, full = np.zeros((48, 64), dtype=np.uint8), np.ones((48, 64), dtype=np.uint8)
+    nearly, more = full.copy(), full.copy()
+    nearly.flat[:308], more.flat[:307] = 0, 0  # 0.9 of 3072 is 2764.8
+    write_masks(tmp_path, [full, more, nearly, empty], areas=[100, 100, 100, 100])
     samples = samples_of(tmp_path, masks_per_image=1)
     assert {sample(samples, epoch).ann_ids for epoch in range(12)} == {(2,)}
-
-
-def test_masks_that_turn_out_empty_or_full_are_left_out(tmp_path: Path) -> None:
-    small, full = rectangle_mask(48, 64, (4, 4, 20, 20)), np.ones((48, 64), dtype=np.uint8)
-    write_masks(tmp_path, [np.zeros_like(small), small, full], areas=[100, 100, 100])
     found = sample(samples_of(tmp_path))
-    assert found.ann_ids == (1,)
-    assert (len(found.masks), len(found.boxes)) == (1, 1)
+    assert (found.ann_ids, len(found.masks), len(found.boxes)) == ((2,), 1, 1)
+
+
+@pytest.mark.parametrize("area", [0, -1, 0.25, 48 * 64, 10**9])
+def test_the_annotated_area_decides_nothing(tmp_path: Path, area: float) -> None:
+    masks = [rectangle_mask(48, 64, (i, i, 20, 20)) for i in range(6)]
+    options = {"masks_per_image": 3, "smallest_crop": 0.7}
+    write_masks(tmp_path, masks)
+    expected = [sample(samples_of(tmp_path, **options), epoch) for epoch in range(4)]
+    write_masks(tmp_path, masks, areas=[area] * 6)
+    found = [sample(samples_of(tmp_path, **options), epoch) for epoch in range(4)]
+    assert [one.ann_ids for one in found] == [one.ann_ids for one in expected]
+    assert all(torch.equal(one.masks, other.masks) for one, other in zip(found, expected, strict=True))
+    assert len(found[0].ann_ids) == 3
+
+
+@pytest.mark.parametrize("area", [0, -1, 90 * 120])
+def test_the_annotated_area_decides_nothing_in_cocos_format(tmp_path: Path, area: float) -> None:
+    write_images(tmp_path, (1,))
+    path = write_annotations(tmp_path, [{**one, "area": area} for one in squares((1,))], (1,))
+    assert sorted(sample(samples_of(tmp_path, annotations=path)).ann_ids) == [10, 11]
+
+
+def test_a_mask_that_cannot_be_trained_on_gives_its_place_to_another(tmp_path: Path) -> None:
+    small, full = rectangle_mask(48, 64, (4, 4, 20, 20)), np.ones((48, 64), dtype=np.uint8)
+    samples = samples_of(write_masks(tmp_path, [full, small, np.zeros_like(full), small]), masks_per_image=2)
+    assert {frozenset(sample(samples, epoch).ann_ids) for epoch in range(12)} == {frozenset((1, 3))}
 
 
 def test_a_mask_too_small_for_the_resolution_of_the_loss_is_left_out(tmp_path: Path) -> None:

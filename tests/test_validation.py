@@ -184,7 +184,7 @@ def test_of_many_objects_sixteen_are_measured_always_the_same(tmp_path: Path) ->
 
 
 def test_crowds_and_photographs_of_nothing_else_are_left_out(tmp_path: Path) -> None:
-    objects = [*squares((1,)), CROWD, annotation(77, 3, 4, 4, 9, area=0)]
+    objects = [*squares((1,)), CROWD, annotation(77, 3, 4, 4, 9, segmentation=[])]
     validation = made(config_of(tmp_path, coco=annotated(tmp_path, (1, 2, 3), objects)))
     assert drawn(validation, "annotations") == [1]
     assert validation.shares["annotations"].objects == 2
@@ -229,6 +229,19 @@ def test_an_annotation_that_cannot_be_drawn_is_refused(tmp_path: Path, refused: 
     objects = [*squares((1,)), annotation(77, 1, 4, 4, 9, segmentation="none")]
     with refused(ValueError, "annotation 77: segmentation is malformed"):
         made(config_of(tmp_path, coco=annotated(tmp_path, (1,), objects)))
+
+
+def test_a_box_outside_its_photograph_is_refused(tmp_path: Path, refused: Callable[..., Any]) -> None:
+    objects = [annotation(77, 1, 4, 4, 9, bbox=[300, 4, 9, 9])]
+    with refused(ValueError, "annotation 77: bbox .* lies outside its image of 120 x 90 pixels"):
+        made(config_of(tmp_path, coco=annotated(tmp_path, (1,), objects)))
+
+
+@pytest.mark.parametrize("area", [0, -1, 90 * 120])
+def test_the_annotated_area_decides_nothing(tmp_path: Path, area: float) -> None:
+    objects = [{**one, "area": area} for one in squares((1, 2))]
+    validation = made(config_of(tmp_path, coco=annotated(tmp_path, (1, 2), objects)))
+    assert validation.shares["annotations"].objects == 4
 
 
 @pytest.mark.parametrize("objects", [[CROWD], [EMPTY]], ids=["crowd", "empty"])

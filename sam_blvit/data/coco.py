@@ -6,6 +6,7 @@ stops a run before it starts.
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections import defaultdict
@@ -28,7 +29,7 @@ class Coco:
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
         """Crowds are left out, counted and said. ValueError, one line, where the annotations are malformed, a mask
         cannot be drawn, or a photograph is not found in directory `images`."""
-        records, instances = read_instances(annotations)
+        records, instances = read_instances(annotations, may_be_empty=True)
         objects = [instance for instance in instances if not instance.crowd]
         if crowds := len(instances) - len(objects):
             warnings.warn(
@@ -45,7 +46,8 @@ class Coco:
         self.name = str(annotations)
         self.annotations_sha256 = file_sha256(annotations)
         self.image_ids: NDArray[np.int64] = np.array([file.image_id for file in files], dtype=np.int64)
-        self._locations = [str(file.path.relative_to(images).with_suffix("")) for file in files]
+        # not relative_to, which refuses absolute file names
+        self._locations = [os.path.splitext(os.path.relpath(file.path, images))[0] for file in files]
         # bytes, as processes that read data share them; objects would be copied into each (see pairs.py)
         packed = [pickle.dumps((file, of_image[file.image_id])) for file in files]
         self._ends = np.cumsum([len(one) for one in packed])

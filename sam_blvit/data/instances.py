@@ -7,17 +7,19 @@ parts of `coco_url` say which and where.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from sam_blvit.data.ids import checked_id
 from sam_blvit.data.images import read_image, size_mismatch
 
 MERGED = "trainval"
@@ -25,6 +27,10 @@ MERGED = "trainval"
 COCO_2014_PREFIX = "COCO_"
 """LVIS v0.5 writes some names as COCO did in 2014; COCO 2017's file is the last part."""
 NAMED_AT_MOST = 3
+PIXEL_LIMIT = 2**32
+"""The first number of pixels that pycocotools cannot count."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Instance:
     image_id: int
     category_id: int
     area: float
-    """Pixels, as annotated."""
+    """Pixels, as annotated; some exporters write 0, -1 or the size of the image. `pixels` counts them."""
     box: tuple[float, float, float, float]
     """Annotated x, y, width, height, pixels."""
     crowd: bool
@@ -78,12 +84,20 @@ class Instance:
 
         Raises ValueError, one line naming the annotation, where pycocotools would crash or invent pixels.
         """
+        return coco_mask.decode(self.runs(height, width)).astype(bool)
+
+    def pixels(self, height: int, width: int) -> int:
+        """The number of pixels of `mask`, which is not decoded. Raises ValueError as `mask` does."""
+        return int(coco_mask.area(self.runs(height, width)))
+
+    def runs(self, height: int, width: int) -> dict[str, Any]:
+        """`mask` as COCO's compressed run lengths. Raises ValueError as `mask` does."""
         shape = self.checked(height, width)
+        if isinstance(shape, dict):
+            return shape
         if not shape:
-            return np.zeros((height, width), dtype=bool)
-        if isinstance(shape, list):
-            shape = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
-        return coco_mask.decode(shape).astype(bool)
+            return _packed([height * width], height, width)
+        return coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
 
     def checked(self, height: int, width: int) -> list[list[float]] | dict[str, Any]:
         """The segmentation as pycocotools can draw it on (height, width) pixels: polygons, perhaps none, or compressed
@@ -94,15 +108,20 @@ class Instance:
             raise ValueError(f"annotation {self.ann_id}: segmentation is malformed ({_reason(error)})") from error
 
 
-def read_instances(path: str | Path) -> tuple[dict[int, ImageRecord], list[Instance]]:
+def read_instances(path: str | Path, *, may_be_empty: bool = False) -> tuple[dict[int, ImageRecord], list[Instance]]:
     """Photographs by id, and annotations in the order of the file.
 
-    Raises ValueError, one line naming the file, if it is no instance annotation or an entry of it is malformed.
+    Args:
+        path: A JSON file.
+        may_be_empty: Whether the file may list photographs alone, without one annotation.
+
+    Raises:
+        ValueError: one line naming the file, if it is no instance annotation or an entry of it is malformed.
     """
-    content = _read_json(Path(path))
+    content = _read_json(Path(path), () if may_be_empty else ("annotations",))
     try:
         records = [_record(entry) for entry in content["images"]]
-        instances = [_instance(entry) for entry in content["annotations"]]
+        instances = [read_instance(entry) for entry in content["annotations"]]
         images = {record.image_id: record for record in records}
         _check(images, records, instances)
     except ValueError as error:
@@ -117,7 +136,7 @@ def find_images(records: Sequence[ImageRecord], root: str | Path) -> list[ImageF
     """
     found, missing = [], []
     for record in records:
-        path = next((path for path in _places(record, Path(root)) if path.is_file()), None)
+        path = next((path for path in _places(record, Path(root)) if os.path.isfile(path)), None)
         if path is None:
             missing.append(record)
         else:
@@ -148,7 +167,8 @@ def _missing_line(missing: Sequence[ImageRecord], total: int, root: str | Path) 
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    """The content of `path`, whose lists "images" and `needed` hold something."""
     if not path.is_file():
         raise ValueError(f"annotations {path} is not a file; name the JSON of LVIS or COCO instances")
     try:
@@ -158,40 +178,40 @@ def _read_json(path: Path) -> dict[str, Any]:
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"annotations {path} has no list {key!r}; name the JSON of LVIS or COCO instances")
-        if not content[key]:
+        if not content[key] and key in ("images", *needed):
             raise ValueError(f"annotations {path} has an empty list {key!r}: there is nothing to measure")
     return content
 
 
 def _record(entry: Any) -> ImageRecord:
     try:
-        url = PurePosixPath(entry.get("coco_url") or "")
-        name = str(PurePosixPath(entry.get("file_name") or url.name))
+        url = _read(entry.get("coco_url"), "coco_url", _path)
+        name = str(_read(entry.get("file_name"), "file_name", _path))
         if name == ".":
+            name = url.name
+        if not name:
             raise ValueError("neither file_name nor coco_url")
+        height, width = (_read(entry[side], side, _side) for side in ("height", "width"))
+        if height * width >= PIXEL_LIMIT:
+            raise ValueError(f"{width} x {height} pixels are too many for run lengths; is it a size in pixels?")
         return ImageRecord(
-            image_id=_whole(entry["id"]),
-            height=_whole(entry["height"]),
-            width=_whole(entry["width"]),
-            name=name,
-            split=url.parent.name,
+            image_id=_read(entry["id"], "id", checked_id), height=height, width=width, name=name, split=url.parent.name
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _malformed("image", entry, error) from error
 
 
-def _instance(entry: Any) -> Instance:
+def read_instance(entry: Any) -> Instance:
+    """One entry of the list "annotations"; ValueError, one line naming it, its field and the value, if it is
+    malformed. The segmentation is not looked at."""
     try:
-        x, y, width, height = (_finite(value) for value in entry["bbox"])
-        if min(width, height) < 0:
-            raise ValueError(f"bbox {entry['bbox']} is inside out; x, y, width, height are expected")
         return Instance(
-            ann_id=_whole(entry["id"]),
-            image_id=_whole(entry["image_id"]),
-            category_id=_whole(entry["category_id"]),
-            area=_finite(entry["area"]),
-            box=(x, y, width, height),
-            crowd=bool(entry.get("iscrowd", 0)),
+            ann_id=_read(entry["id"], "id", checked_id),
+            image_id=_read(entry["image_id"], "image_id", checked_id),
+            category_id=_read(entry["category_id"], "category_id", checked_id),
+            area=_read(entry["area"], "area", _finite),
+            box=_read(entry["bbox"], "bbox", _box),
+            crowd=_read(entry.get("iscrowd"), "iscrowd", _crowd),
             segmentation=entry["segmentation"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -222,11 +242,13 @@ def _drawable(segmentation: Any, height: int, width: int) -> list[list[float]] |
         return _checked_runs(segmentation, height, width)
     if not isinstance(segmentation, list):
         raise TypeError(f"{type(segmentation).__name__} instead of polygons or run lengths")
+    if unlisted := [polygon for polygon in segmentation if not isinstance(polygon, list)]:
+        raise TypeError(f"{unlisted[0]!r:.40} is not a list of x and y")
     polygons = [_checked_polygon(polygon, height, width) for polygon in segmentation]
     return [polygon for polygon in polygons if len(polygon) >= 6]  # fewer than three corners enclose nothing
 
 
-def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
+def _checked_polygon(polygon: list[Any], height: int, width: int) -> list[float]:
     """Corners that pycocotools can draw: it takes memory for every step along an edge, and NaN never ends."""
     corners = [_finite(value) for value in polygon]
     if len(corners) % 2:
@@ -244,14 +266,17 @@ def _checked_runs(runs: Mapping[str, Any], height: int, width: int) -> dict[str,
         swapped = ", height and width swapped" if list(runs["size"]) == [width, height] else ""
         raise ValueError(f"size {runs['size']} instead of {[height, width]}{swapped}")
     if isinstance(counts, list):
-        lengths = [_whole(value) for value in counts]
+        lengths = [checked_id(value) for value in counts]
     else:
-        counts = counts if isinstance(counts, bytes) else counts.encode("ascii")
-        lengths = run_lengths(counts)
+        lengths = run_lengths(counts if isinstance(counts, bytes) else counts.encode("ascii"))
     if sum(lengths) != height * width or min(lengths, default=0) < 0:
         raise ValueError(f"run lengths cover {sum(lengths)} of {height * width} pixels")
-    packed = {"size": [height, width], "counts": counts}
-    return coco_mask.frPyObjects(packed, height, width) if isinstance(counts, list) else packed
+    return _packed(lengths, height, width)
+
+
+def _packed(lengths: list[int], height: int, width: int) -> dict[str, Any]:
+    """Run lengths as pycocotools compresses them."""
+    return coco_mask.frPyObjects({"size": [height, width], "counts": lengths}, height, width)
 
 
 def run_lengths(text: bytes) -> list[int]:
@@ -272,20 +297,50 @@ def run_lengths(text: bytes) -> list[int]:
     return runs
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a whole number from 0 up")
-    return value
+def _read(value: Any, name: str, read: Callable[[Any], Value]) -> Value:
+    """What `read` makes of field `name`, which its error then names."""
+    try:
+        return read(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_reason(error)} in {name}") from error
+
+
+def _path(value: Any) -> PurePosixPath:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{value!r:.80} is not text")
+    return PurePosixPath(value or "")
+
+
+def _side(value: Any) -> int:
+    if checked_id(value) == 0:
+        raise ValueError("0 is not a number of pixels")
+    return int(value)
+
+
+def _box(value: Any) -> tuple[float, float, float, float]:
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError(f"{value!r:.80} is not x, y, width, height")
+    x, y, width, height = (_finite(number) for number in value)
+    if min(width, height) < 0:
+        raise ValueError(f"{value!r:.80} is inside out; x, y, width, height are expected")
+    return x, y, width, height
+
+
+def _crowd(value: Any) -> bool:
+    if value is not None and (type(value) not in (bool, int) or value not in (0, 1)):
+        raise ValueError(f"{value!r:.80} is not 0, 1, true, false or null; write 1 for a crowd, 0 for one object")
+    return bool(value)
 
 
 def _finite(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{value!r} is not a finite number")
+        raise ValueError(f"{value!r:.80} is not a finite number")
     return float(value)
 
 
 def _malformed(kind: str, entry: Any, error: Exception) -> ValueError:
-    which = entry.get("id", "without id") if isinstance(entry, dict) else repr(entry)[:40]
+    named = entry["id"] if isinstance(entry, dict) and "id" in entry else entry
+    which = "without id" if isinstance(named, dict) else f"{named!r:.40}"
     return ValueError(f"{kind} {which} is malformed ({_reason(error)})")
 
 

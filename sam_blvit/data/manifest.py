@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from sam_blvit.data.ids import ID_LIMIT
 from sam_blvit.files import write_atomically
 
 REMARK = "#"
@@ -27,7 +28,7 @@ def read_manifest(path: Path) -> dict[int, str]:
             continue
         image_id, _, location = line.partition("\t")
         if not _is_id(image_id) or not location.strip():
-            raise ValueError(f"manifest {path}: line {number} is {line!r}, not an image id, a tab and a location")
+            raise ValueError(f"manifest {path}: line {number} is {line!r:.80}, not an image id, a tab and a location")
         if int(image_id) in locations:
             raise ValueError(f"manifest {path}: line {number} lists image {image_id} again; remove it")
         locations[int(image_id)] = location.strip()
@@ -41,7 +42,7 @@ def read_ids(path: Path) -> list[int]:
     ids = []
     for number, word in enumerate(_text(path, "list").split(), start=1):
         if not _is_id(word):
-            raise ValueError(f"{path}: entry {number} is {word!r}, not an image id")
+            raise ValueError(f"{path}: entry {number} is {word!r:.80}, not an image id")
         ids.append(int(word))
     return ids
 
@@ -56,4 +57,5 @@ def _text(path: Path, kind: str) -> str:
 
 
 def _is_id(word: str) -> bool:
-    return word.isascii() and word.isdigit()
+    digits = word.lstrip("0")
+    return word.isascii() and word.isdigit() and len(digits) <= len(str(ID_LIMIT)) and int(digits or 0) < ID_LIMIT

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from sam_blvit.data.ids import checked_id
+
 PAIR = np.dtype(
     [
         ("image_id", "<i8"),
@@ -49,7 +51,11 @@ def pairs_of(files: Iterable[tuple[str, int, int]]) -> Pairs:
                 f"{name} is not named sa_<id>.jpg or sa_<id>.json as in SA-1B; for data of your own name their "
                 "annotations in COCO's format"
             )
-        extents, image_id = halves[HALVES[suffix]], int(matched[1])
+        try:
+            image_id = checked_id(int(matched[1]))
+        except ValueError as error:
+            raise ValueError(f"{name:.80} has an id that cannot be used ({error})") from error
+        extents = halves[HALVES[suffix]]
         if image_id in extents:
             raise ValueError(f"{name} is there twice; remove one of them")
         extents[image_id] = (offset, size)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sam_blvit.data.annotated import MAX_BAD_SHARE, Annotated
 from sam_blvit.data.depth import UnsuitableError
 from sam_blvit.data.images import UNREADABLE, open_image, size_mismatch, to_rgb, why_unreadable
-from sam_blvit.data.instances import Instance
+from sam_blvit.data.instances import Instance, read_instance
 from sam_blvit.data.pairs import HALVES, WHOLE_FILE, Pairs, are_whole, pairs_of
 from sam_blvit.data.tar_index import indexed
 from sam_blvit.files import first_line
@@ -90,6 +90,8 @@ class Sa1b:
             photograph = io.BytesIO(_bytes(files[0], pair["image"]))
             pixels = _pixels(photograph)
             entries = json.loads(_bytes(files[1], pair["annotations"]))["annotations"]
+            if not isinstance(entries, list):
+                raise ValueError("its annotations are no list")
             instances = [_instance(entry, image_id) for entry in entries]
             for instance in instances:
                 _check_size(instance, pixels.shape[:2], photograph)
@@ -194,18 +196,8 @@ def _check_size(instance: Instance, size: tuple[int, ...], photograph: BinaryIO)
 
 
 def _instance(entry: dict[str, Any], image_id: int) -> Instance:
-    runs, area = entry["segmentation"], float(entry["area"])
+    instance = read_instance({**entry, "image_id": image_id, "category_id": NO_CATEGORY})
+    runs = instance.segmentation
     if not isinstance(runs, dict) or not isinstance(runs.get("counts"), str):
-        raise ValueError(f"annotation {entry['id']} holds no compressed run lengths, as SA-1B's do")
-    if not area >= 0:
-        raise ValueError(f"annotation {entry['id']} has an area of {area} pixels")
-    x, y, width, height = entry["bbox"]
-    return Instance(
-        ann_id=int(entry["id"]),
-        image_id=image_id,
-        category_id=NO_CATEGORY,
-        area=area,
-        box=(x, y, width, height),
-        crowd=False,
-        segmentation=runs,
-    )
+        raise ValueError(f"annotation {instance.ann_id} holds no compressed run lengths, as SA-1B's do")
+    return instance

@@ -10,13 +10,16 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -30,6 +33,8 @@ LARGEST_MASK = 0.9
 
 Window = tuple[slice, slice]
 """Rows and columns."""
+Drawn = tuple[Instance, dict[str, Any]]
+"""An object, and its pixels in the photograph as COCO's compressed run lengths."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class TrainingSamples(Dataset[Sample | Damaged]):
         try:
             annotated = self.source.read(index)
             framing, chosen = self._draw(annotated, epoch)
-            masks, boxes, seen = self._masks(annotated, framing, chosen)
+            masks, boxes, seen = self._masks(framing, chosen)
         except ValueError as error:
             return Damaged(int(self.source.image_ids[index]), first_line(error))
         return Sample(
@@ -139,13 +144,13 @@ class TrainingSamples(Dataset[Sample | Damaged]):
             return None
         return _resized(pixels, framing.scaled(self.teacher_size / self.image_size))
 
-    def _draw(self, annotated: Annotated, epoch: int) -> tuple[Framing, list[Instance]]:
+    def _draw(self, annotated: Annotated, epoch: int) -> tuple[Framing, list[Drawn]]:
         """What is seen of the photograph in `epoch`, and which of its objects."""
         rng = np.random.default_rng([self.seed, epoch, annotated.image_id])
         height, width = annotated.pixels.shape[:2]
         window = _random_crop(height, width, self.smallest_crop, rng)
-        usable = [one for one in annotated.instances if 0 < one.area <= LARGEST_MASK * height * width]
-        chosen = [usable[i] for i in rng.permutation(len(usable))[: self.masks_per_image]]
+        shuffled = (annotated.instances[i] for i in rng.permutation(len(annotated.instances)))
+        chosen = list(islice(_usable(shuffled, height, width), self.masks_per_image))
         flipped = bool(self.flip and rng.random() < 0.5)
         sides = [part.stop - part.start for part in window]
         scale = self.image_size / max(sides)
@@ -154,19 +159,15 @@ class TrainingSamples(Dataset[Sample | Damaged]):
         return Framing(window, flipped, (h, w), scale, (rows, columns)), chosen
 
     def _masks(
-        self, annotated: Annotated, framing: Framing, chosen: Sequence[Instance]
+        self, framing: Framing, chosen: Sequence[Drawn]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32], list[Instance]]:
-        """Masks (n, L, L) and boxes (n, 4) of those of `chosen` that are seen, and these; only they are decoded.
-
-        ValueError, one line, where a mask cannot be drawn.
-        """
-        height, width = annotated.pixels.shape[:2]
+        """Masks (n, L, L) and boxes (n, 4) of those of `chosen` that are seen, and these; only `chosen` are decoded."""
         rows, columns = framing.valid
         masks = np.zeros((len(chosen), self.mask_side, self.mask_side), dtype=bool)
         boxes = np.zeros((len(chosen), 4), dtype=np.float32)
         seen: list[Instance] = []
-        for instance in chosen:
-            mask = framing.view(instance.mask(height, width).view(np.uint8))
+        for instance, runs in chosen:
+            mask = framing.view(coco_mask.decode(runs))
             # pycocotools fills columns first, OpenCV reads rows first: what is turned over is the small one
             turned = cv2.resize(np.ascontiguousarray(mask.T), (rows, columns), interpolation=cv2.INTER_NEAREST)
             small = cv2.transpose(turned)
@@ -176,6 +177,15 @@ class TrainingSamples(Dataset[Sample | Damaged]):
                 boxes[len(seen)] = _box(mask) * framing.scale
                 seen.append(instance)
         return masks[: len(seen)], boxes[: len(seen)], seen
+
+
+def _usable(instances: Iterable[Instance], height: int, width: int) -> Iterator[Drawn]:
+    """Those of `instances` that may be trained on, by the pixels they have in an image of (height, width): annotated
+    areas cannot be relied on. ValueError, one line, when one is met that cannot be drawn."""
+    for instance in instances:
+        runs = instance.runs(height, width)
+        if 0 < coco_mask.area(runs) <= LARGEST_MASK * height * width:
+            yield instance, runs
 
 
 def _resized(pixels: NDArray[np.uint8], framing: Framing) -> Tensor:

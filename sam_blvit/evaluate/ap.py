@@ -17,7 +17,7 @@ import numpy as np
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.config import EvaluationConfig
-from sam_blvit.data.instances import ImageFile, check_masks, find_images, read_instances
+from sam_blvit.data.instances import ImageFile, find_images, read_instances
 from sam_blvit.data.prompts import corners
 from sam_blvit.evaluate.detection import (
     JUDGES,
@@ -32,6 +32,7 @@ from sam_blvit.evaluate.photographs import photographs
 from sam_blvit.evaluate.provenance import file_identity
 from sam_blvit.evaluate.subset import in_subset
 from sam_blvit.evaluate.summary import markdown
+from sam_blvit.evaluate.truths import check_truths
 from sam_blvit.evaluate.view import Answer, Prompt, View
 from sam_blvit.files import write_atomically
 
@@ -126,7 +127,7 @@ def ap_work(config: EvaluationConfig, judge: str) -> ApWork:
     records, instances = read_instances(config.annotations)
     chosen = in_subset(records, config.subset or "full", config.annotations)
     check_annotations(config.annotations, chosen, judge)
-    check_masks(instances, records)
+    check_truths(instances, records)
     if config.detections is None:
         found = ground_truth_boxes(instances)
     else:

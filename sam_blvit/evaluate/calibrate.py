@@ -18,7 +18,7 @@ import numpy as np
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.config import CalibrationConfig, EvaluationConfig
-from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_images, read_instances
+from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.distributed import joined_processes
 from sam_blvit.evaluate.clicks import Asked, Examiner
 from sam_blvit.evaluate.overlap import iou
@@ -28,6 +28,7 @@ from sam_blvit.evaluate.run import run_works
 from sam_blvit.evaluate.shards import writable
 from sam_blvit.evaluate.subset import MINIVAL_SPLIT
 from sam_blvit.evaluate.summary import PROMPTS, markdown
+from sam_blvit.evaluate.truths import check_truths
 from sam_blvit.evaluate.view import View
 from sam_blvit.files import write_json
 
@@ -149,7 +150,7 @@ def _work(config: CalibrationConfig) -> CalibrationWork:
         raise ValueError(
             f"annotations {config.annotations}: all {len(annotated)} are crowds, there is nothing to measure"
         )
-    check_masks(instances, records)
+    check_truths(instances, records)
     wanted = {instance.image_id for instance in instances}
     return CalibrationWork(
         images=find_images([record for record in records.values() if record.image_id in wanted], config.images),

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from sam_blvit.data.ids import checked_id
 from sam_blvit.data.instances import ImageRecord, Instance, read_instances
+from sam_blvit.evaluate.truths import check_truths
 
 COCO_JUDGE, LVIS_JUDGE = "coco", "lvis"
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -35,6 +38,8 @@ LVIS_FIELDS = (
     ("categories", "frequency"),
 )
 """What LVIS says of images and categories, COCO does not, and lvis cannot do without."""
+LVIS_FREQUENCIES = ("r", "c", "f")
+"""Rare, common and frequent categories, whose AP lvis averages apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +166,18 @@ def _detection(entry: Any, images: Collection[int], categories: Collection[int])
 
 
 def check_annotations(path: Path, image_ids: Collection[int], judge: str) -> dict[str, Any]:
-    """The content of an annotation file by which `judge`, coco or lvis, can judge masks on `image_ids`.
+    """The content of an annotation file, one that `read_instances` takes, by which `judge`, coco or lvis, can judge
+    masks on `image_ids`.
 
-    Raises ValueError, one line, if it cannot; the masks themselves are not looked at.
+    Raises ValueError, one line, if it cannot; masks, boxes and areas are not looked at (see `check_truths`).
     """
     content, wanted = _read_json(path, "annotations"), set(image_ids)
-    _category_ids(content, path)
+    categories = _category_ids(content, path)
+    if unknown := [entry for entry in content["annotations"] if entry["category_id"] not in categories]:
+        raise ValueError(
+            f"annotations {path}: annotation {unknown[0]['id']} is of category {unknown[0]['category_id']}, which is "
+            f"not in 'categories' ({len(unknown)} such annotations); list the category, or correct category_id"
+        )
     listed = sum(image["id"] in wanted for image in content["images"])
     if not wanted or listed < len(wanted):
         raise ValueError(
@@ -186,6 +197,7 @@ def _ground_truth(path: Path, image_ids: Collection[int], judge: str) -> dict[st
     """
     images, instances = read_instances(path)  # checked
     content, wanted = check_annotations(path, image_ids, judge), set(image_ids)  # the same entries with all fields
+    check_truths([instance for instance in instances if instance.image_id in wanted], images)
     annotated = [
         {
             **entry,
@@ -206,6 +218,29 @@ def _check_lvis(content: Mapping[str, Any], path: Path) -> None:
                 f"annotations {path} are not in LVIS format: {lacking} of {len(content[part])} {part} "
                 f"have no {field!r}; use eval/run_coco.py"
             )
+    for image in content["images"]:
+        for field in ("neg_category_ids", "not_exhaustive_category_ids"):
+            _check_category_list(image, field, path)
+    for category in content["categories"]:
+        if category["frequency"] not in LVIS_FREQUENCIES:
+            raise ValueError(
+                f"annotations {path}: category {category['id']} has a frequency of {category['frequency']!r:.80}; lvis "
+                "knows 'r', 'c' and 'f' (rare, common, frequent)"
+            )
+
+
+def _check_category_list(image: Mapping[str, Any], field: str, path: Path) -> None:
+    """Raise ValueError, one line, unless `field` of the entry `image` is a list of category ids."""
+    try:
+        if not isinstance(image[field], list):
+            raise ValueError(f"{image[field]!r:.80} is not a list")
+        for value in image[field]:
+            checked_id(value)
+    except ValueError as error:
+        raise ValueError(
+            f"annotations {path}: {field} of image {image['id']} is no list of category ids ({error}); write [] where "
+            "there are none"
+        ) from error
 
 
 def _entries(results: Sequence[Mapping[str, Any]], content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -236,13 +271,24 @@ def _category_ids(content: Any, path: Path) -> set[int]:
     categories = content.get("categories") if isinstance(content, dict) else None
     if not isinstance(categories, list) or not categories:
         raise ValueError(f"annotations {path} have no list 'categories'; name the JSON of LVIS or COCO instances")
-    malformed = [entry for entry in categories if not isinstance(entry, dict) or type(entry.get("id")) is not int]
+    malformed = [entry for entry in categories if not isinstance(entry, dict) or not _is_id(entry.get("id"))]
     if malformed:
         raise ValueError(
             f"annotations {path}: {len(malformed)} of {len(categories)} categories have no whole number 'id', "
             f"first {malformed[0]!r:.80}; download them again"
         )
+    number, times = Counter(category["id"] for category in categories).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"annotations {path}: category id {number} is given {times} times; ids are unique")
     return {category["id"] for category in categories}
+
+
+def _is_id(value: Any) -> bool:
+    try:
+        checked_id(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_json(path: Path, kind: str) -> Any:

@@ -11,13 +11,14 @@ from typing import Any
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.config import EvaluationConfig
-from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_images, read_instances
+from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.evaluate.masks import MaskMeasure, Measurement
 from sam_blvit.evaluate.perturb import Perturbation, perturbations_named
 from sam_blvit.evaluate.photographs import by_image
 from sam_blvit.evaluate.protocols import protocol_named
 from sam_blvit.evaluate.subset import in_subset
 from sam_blvit.evaluate.summary import import_parquet, miou_table, summarised, write_rows
+from sam_blvit.evaluate.truths import check_truths
 from sam_blvit.evaluate.worst import write_worst
 from sam_blvit.files import write_atomically
 
@@ -124,7 +125,7 @@ def miou_works(config: EvaluationConfig) -> list[MiouWork]:
         raise ValueError(
             f"annotations {config.annotations}: all {len(annotated)} are crowds; add --include-crowd to measure them"
         )
-    check_masks(instances, records)
+    check_truths(instances, records)
     wanted = {instance.image_id for instance in instances}
     images = find_images([record for record in records.values() if record.image_id in wanted], config.images)
     return [

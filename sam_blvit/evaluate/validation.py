@@ -8,8 +8,9 @@ rows come together before anything is averaged.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -25,6 +26,7 @@ from sam_blvit.evaluate.masks import MaskMeasure, measure_masks
 from sam_blvit.evaluate.photographs import Measurable, by_image
 from sam_blvit.evaluate.protocols import PROTOCOLS
 from sam_blvit.evaluate.summary import Row, mean_ious
+from sam_blvit.evaluate.truths import check_box
 from sam_blvit.measure.mode import measuring
 from sam_blvit.model.sam import Sam
 
@@ -84,7 +86,7 @@ class Validation:
         """What `config` names to validate with, and what is `held` out of its training source; None for nothing.
 
         Of each kind at most `config.val_limit` photographs are drawn, by `config.seed`. Crowds and objects without
-        area are left out. To be called by all of `processes` at once: ValueError, one line and in each of them,
+        a pixel are left out. To be called by all of `processes` at once: ValueError, one line and in each of them,
         where a photograph is damaged, missing or badly annotated, or there is no object at all.
         """
         shares = {}
@@ -140,18 +142,11 @@ def usual_keep_ratio(sam: OriginalSam) -> float:
 def _share(read: Callable[[], tuple[list[Measurable], list[Instance]]], what: str, processes: Processes) -> Share:
     """What `read` gives in this process, checked, and how much there is in all of `processes`."""
 
-    def checked() -> tuple[list[Measurable], list[Instance], bool]:
-        images, instances = read()
-        size = {image.image_id: (image.height, image.width) for image in images}
-        for instance in instances:
-            instance.checked(*size[instance.image_id])
-        return images, instances, any(instance.mask(*size[instance.image_id]).any() for instance in instances)
-
-    images, instances, drawable = _together(checked, processes)
-    counts = processes.gathered((len({instance.image_id for instance in instances}), len(instances), drawable))
-    if not any(drawable for _, _, drawable in counts):
+    images, instances = _together(read, processes)
+    counts = processes.gathered((len({instance.image_id for instance in instances}), len(instances)))
+    photographs, objects = (sum(column) for column in zip(*counts, strict=True))
+    if not objects:
         raise ValueError(f"{what}: no object with a pixel on it to validate with; name other photographs, or more")
-    photographs, objects, _ = (sum(column) for column in zip(*counts, strict=True))
     return Share(images, instances, photographs=photographs, objects=objects)
 
 
@@ -167,8 +162,9 @@ def _of_source(source: Source, config: FinetuneConfig, processes: Processes) -> 
         except ValueError as error:
             raise ValueError(f"to validate with: {error}; leave the photograph out with exclude") from error
         height, width = annotated.pixels.shape[:2]
-        images.append(SourcePhotograph(image_id, height, width, source, index_of[image_id]))
-        instances += _some(_usable(annotated.instances), config)
+        image = SourcePhotograph(image_id, height, width, source, index_of[image_id])
+        images.append(image)
+        instances += _some(annotated.instances, image, config)
     return images, instances
 
 
@@ -177,30 +173,37 @@ def _of_annotations(
 ) -> tuple[list[Measurable], list[Instance]]:
     """This process's photographs under `root` of the annotations in `path`, and their objects."""
     records, annotated = read_instances(path)
-    objects = by_image(_usable(annotated))
-    mine = _drawn(list(objects), config)[processes.rank :: processes.count]
+    objects = by_image(instance for instance in annotated if not instance.crowd)
+
+    def has_object(image_id: int) -> bool:
+        record = records[image_id]
+        return any(instance.pixels(record.height, record.width) for instance in objects[image_id])
+
+    mine = _drawn(list(objects), config, has_object)[processes.rank :: processes.count]
     images = find_images([records[image_id] for image_id in mine], root)
     for image in images:
         image.pixels()
-    return list(images), [instance for image_id in mine for instance in _some(objects[image_id], config)]
+    return list(images), [one for image in images for one in _some(objects[image.image_id], image, config)]
 
 
-def _usable(instances: Iterable[Instance]) -> list[Instance]:
-    return [instance for instance in instances if not instance.crowd and instance.area > 0]
-
-
-def _drawn(image_ids: Sequence[int], config: FinetuneConfig) -> list[int]:
-    """At most `config.val_limit` of `image_ids`, ascending, whatever their order."""
+def _drawn(image_ids: Sequence[int], config: FinetuneConfig, serves: Callable[[int], bool] | None = None) -> list[int]:
+    """At most `config.val_limit` of the `image_ids` that serve, all by default; ascending, whatever their order."""
     rng = np.random.default_rng([config.seed, PHOTOGRAPHS_DRAWN])
-    return sorted(rng.permutation(sorted(image_ids))[: config.val_limit].tolist())
+    shuffled = rng.permutation(sorted(image_ids)).tolist()
+    return sorted(islice(filter(serves, shuffled) if serves else shuffled, config.val_limit))
 
 
-def _some(instances: Sequence[Instance], config: FinetuneConfig) -> list[Instance]:
-    """At most 16 of the `instances` of one photograph, in their order."""
-    if len(instances) <= OBJECTS:
-        return list(instances)
-    rng = np.random.default_rng([config.seed, instances[0].image_id, OBJECTS_DRAWN])
-    return [instances[place] for place in sorted(rng.permutation(len(instances))[:OBJECTS])]
+def _some(instances: Sequence[Instance], image: Measurable, config: FinetuneConfig) -> list[Instance]:
+    """At most 16 of the `instances` of `image` that have a pixel, in their order. ValueError, one line, where one
+    cannot be drawn or has a box outside of `image`."""
+    height, width = image.height, image.width
+    rng = np.random.default_rng([config.seed, image.image_id, OBJECTS_DRAWN])
+    shuffled = rng.permutation(len(instances)).tolist()
+    places = islice((place for place in shuffled if instances[place].pixels(height, width)), OBJECTS)
+    chosen = [instances[place] for place in sorted(places)]
+    for instance in chosen:
+        check_box(instance, height, width)
+    return chosen
 
 
 def _together(work: Callable[[], Made], processes: Processes) -> Made:

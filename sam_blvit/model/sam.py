@@ -45,13 +45,14 @@ class Sam(OriginalSam):
         return self._padded(x, self.image_encoder.padded_size(*x.shape[-2:]))
 
     def encode_images(self, images: Sequence[Tensor]) -> Tensor:
-        """Embed resized `images`, each (3, h, w) with pixels 0 to 255, in one batch: (B, 256, G, G).
+        """Embed resized `images`, each (3, h, w) with pixels 0 to 255, in its own padded size: (B, 256, G, G).
 
-        Where their padded sizes differ the largest decides for all.
+        Images of one padded size share a batch. No image's embedding depends on the others.
         """
-        sizes = [self.image_encoder.padded_size(*image.shape[-2:]) for image in images]
-        size = (max(height for height, _ in sizes), max(width for _, width in sizes))
-        return self.image_encoder(torch.stack([self._padded(image, size) for image in images]))
+        groups = self._by_padded_size(images)
+        embeddings = torch.cat([self.image_encoder(batch) for _, batch in groups])
+        order = torch.tensor([place for places, _ in groups for place in places])
+        return embeddings[order.argsort()]
 
     def encode_by_shape(
         self,
@@ -67,20 +68,17 @@ class Sam(OriginalSam):
         Returns, for each padded size there is, the places of its images in `images` and their encoding.
         `branch_scale` (B, layers, 2), `features_of` and `with_benefits` are `ImageEncoder.encode`'s.
         """
-        groups: dict[tuple[int, int], list[int]] = {}
-        for place, image in enumerate(images):
-            groups.setdefault(self.image_encoder.padded_size(*image.shape[-2:]), []).append(place)
         return [
             (
                 places,
                 self.image_encoder.encode(
-                    torch.stack([self._padded(images[place], size) for place in places]),
+                    batch,
                     branch_scale=None if branch_scale is None else branch_scale[places],
                     features_of=features_of,
                     with_benefits=with_benefits,
                 ),
             )
-            for size, places in groups.items()
+            for places, batch in self._by_padded_size(images)
         ]
 
     @torch.no_grad()
@@ -104,6 +102,16 @@ class Sam(OriginalSam):
         )
         masks = enlarge(self, logits, record["image"].shape[-2:], record["original_size"])
         return {"masks": masks, "iou_predictions": iou, "low_res_logits": logits}
+
+    def _by_padded_size(self, images: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
+        """For each padded size of `images`: their places, and their normalised pixels as one batch."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for place, image in enumerate(images):
+            groups.setdefault(self.image_encoder.padded_size(*image.shape[-2:]), []).append(place)
+        return [
+            (places, torch.stack([self._padded(images[place], size) for place in places]))
+            for size, places in groups.items()
+        ]
 
     def _padded(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.ndim < 3 or x.shape[-3] != 3:
