@@ -28,7 +28,7 @@ def read_decoder(path: str | Path, sam: OriginalSam) -> dict[str, Tensor]:
     """Parameters of `sam`'s prompt encoder and mask decoder from the exported decoder in `path`, under their names.
 
     Raises:
-        CheckpointError: naming what the file lacks, has beside, has in another shape, or with a value that is not finite.
+        CheckpointError: naming what the file lacks, has beside, has in another shape or not finite.
     """
     graph = Graph.read(path)
     found = {name.removeprefix(EXPORTERS_PREFIX): value for name, value in graph.parameters().items()}
