@@ -91,10 +91,8 @@ class State:
 
     def first_not_finite(self) -> str | None:
         """The name of a tensor of this process that holds NaN or infinity; None if there is none."""
-        tensors = dict(self.student.state_dict())
-        tensors |= {
-            f"average of {name}": value for name, value in (self.average.values if self.average else {}).items()
-        }
+        average = {} if self.average is None else self.average.values
+        tensors = {**self.student.state_dict(), **{f"average of {name}": value for name, value in average.items()}}
         for name, parameter in self.student.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"{kind} of {name}": value for kind, value in moments.items() if isinstance(value, Tensor)}
