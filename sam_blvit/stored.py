@@ -79,7 +79,8 @@ def read_unsaid(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file")
-    config, wrappings = None, []
+    config: ModelConfig | None = None
+    wrappings: list[str] = []
     try:
         if _is_safetensors(path):
             state, config = _read_safetensors(path)
@@ -187,7 +188,7 @@ def _read_pickle(path: Path) -> Any:
 
 def _numpy_numbers() -> list[Any]:
     """What a pickle calls to make NumPy scalars and arrays of numbers: training scripts keep scores beside weights."""
-    calls = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    calls: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]
     named = [(call, f"numpy.{core}.multiarray.{call.__name__}") for call in calls for core in ("core", "_core")]
     return [*named, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in NUMPY_NUMBERS}]
 
