@@ -22,9 +22,8 @@ from sam_blvit.checkpoint import CheckpointError, build_from_registry, is_big_li
 from sam_blvit.config import override
 from sam_blvit.model.build import build_sam
 
-DENSE = override(
-    TINY, name="vit_tiny", routed_from=None, routers_after=(), little_layers=(), layers=1, global_layers=(1,)
-)
+SMALL = {"layers": 1, "global_layers": (1,), "routed_from": None, "routers_after": (), "little_layers": ()}
+DENSE = override(TINY, name="vit_tiny", **SMALL)
 FIELDS = {field: getattr(DENSE, field) for field in DENSE.__dataclass_fields__ if field not in ("name", "keep_ratio")}
 PREFIXES = ("module.", "model.", "sam.", "_orig_mod.")
 CONTAINERS = ("model", "state_dict", "model_state_dict")
