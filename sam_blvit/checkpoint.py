@@ -26,7 +26,7 @@ from sam_blvit.config import MODELS, PATCH_SIZE, ModelConfig, WeightsConfig, mod
 from sam_blvit.distributed import pick_device
 from sam_blvit.exported.sam import exported_pair, load_exported
 from sam_blvit.files import first_line, write_atomically
-from sam_blvit.model.build import build_sam
+from sam_blvit.model.build import build_sam as build_fresh
 from sam_blvit.model.compiled import compile_encoder
 from sam_blvit.model.sam import Sam
 from sam_blvit.stored import CheckpointError, check_fit, is_big_little, read_checkpoint, read_metadata, write_checkpoint
@@ -37,6 +37,7 @@ __all__ = [
     "CheckpointError",
     "base_sha256",
     "build_from_registry",
+    "build_sam",
     "is_big_little",
     "load_any",
     "load_model",
@@ -47,6 +48,7 @@ __all__ = [
     "save_adapter",
     "save_plain_sam",
     "save_sam",
+    "weight_files",
 ]
 
 SHIPPED = "blvit_s_t"
@@ -125,7 +127,7 @@ def build_from_registry(
         if name == SHIPPED:
             return build_from_registry(name, SHIPPED_WEIGHTS, **overrides)
         warnings.warn(f"{name}: no checkpoint given, every weight is random", stacklevel=2)
-        return build_sam(config)
+        return build_fresh(config)
     state, stored = read_checkpoint(checkpoint)
     state = over_base(state, checkpoint, base)
     if stored is None or (config.routed and not stored.routed):
@@ -135,16 +137,50 @@ def build_from_registry(
     return _filled(override(stored, **overrides), state, checkpoint)
 
 
-sam_model_registry: dict[str, Callable[..., Sam]] = {name: partial(build_from_registry, name) for name in MODELS}
-"""Model builders by name, as in segment_anything: `sam_model_registry["blvit_b_t"](checkpoint="sam_vit_b.pth")`."""
+def build_sam(
+    checkpoint: str | Path | ModelConfig | None = None, *, base: str | Path | None = None, **overrides: Any
+) -> Sam:
+    """The model that commands run by default, in eval mode: the one in `checkpoint`, or blvit_s_t with its own weights.
+
+    Called as segment_anything's `build_sam`, which builds ViT-H; here a plain SAM file needs its model's name, as in
+    `sam_model_registry["vit_h"](checkpoint=...)`. A `ModelConfig` in place of a file gives that model with fresh
+    weights. `base` and `overrides` are those of `build_from_registry`.
+    Raises CheckpointError, one line, for what cannot be used.
+    """
+    if isinstance(checkpoint, ModelConfig):
+        return build_fresh(override(checkpoint, **overrides))
+    if checkpoint is None:
+        return build_from_registry(SHIPPED, base=base, **overrides)
+    return load_sam(checkpoint, base, **overrides)
+
+
+class UnknownModelError(KeyError, ValueError):
+    """A name that is not in the registry; the message is one line for the person who gave it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError's own would be the message in quotes
+
+
+class Registry(dict[str, Callable[..., Sam]]):
+    """Model builders by name."""
+
+    def __missing__(self, name: str) -> Callable[..., Sam]:
+        raise UnknownModelError(f"no model named {name!r}; there are {', '.join(self)}")
+
+
+sam_model_registry = Registry({"default": build_sam, **{name: partial(build_from_registry, name) for name in MODELS}})
+"""Model builders by name, as in segment_anything: `sam_model_registry["blvit_b_t"](checkpoint="sam_vit_b.pth")`.
+"default" is `build_sam`."""
 
 
 def load_model(weights: WeightsConfig) -> Sam:
-    """The model that a command's flags name, by registry name or by the path of a checkpoint of ours, at their keep
-    ratio, on their device, and compiled if they say so."""
+    """The model that a command's flags name, by registry name or by a checkpoint of ours, at their keep ratio, on their
+    device, and compiled if they ask for it."""
     chosen = {"keep_ratio": weights.keep_ratio, "image_size": weights.image_size}
     overrides = {name: value for name, value in chosen.items() if value is not None}
-    if weights.model not in MODELS and Path(weights.model).suffix:
+    if weights.model is None:
+        sam = build_sam(weights.checkpoint, base=weights.base, **overrides)
+    elif weights.model not in MODELS and Path(weights.model).suffix:
         if weights.checkpoint is not None:
             raise ValueError(
                 f"model={weights.model} is a checkpoint already; leave out checkpoint={weights.checkpoint}"
@@ -162,6 +198,8 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
     Modules of the working directory are found too. ValueError, one line, if there is no such function or what it
     returns is none.
     """
+    if weights.model is None:
+        return load_model(weights)
     if (files := exported_pair(weights.model)) is not None:
         _check_no_settings(weights, "checkpoint", "keep_ratio", "image_size", "base", "compile")
         return load_exported(*files).to(pick_device(weights.device))
@@ -193,6 +231,12 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
     return _placed(sam.eval(), weights)
 
 
+def weight_files(weights: WeightsConfig) -> list[str | Path | None]:
+    """The files that `weights` may name, for `check_inputs_stay`."""
+    pair = None if weights.model is None else exported_pair(weights.model)
+    return [weights.model, weights.checkpoint, weights.base, *(pair or ())]
+
+
 def _check_no_settings(weights: WeightsConfig, *names: str) -> None:
     """Raise ValueError if a setting is given that a model which is not ours does not have."""
     if given := [f"{name}={getattr(weights, name)}" for name in names if getattr(weights, name) not in (None, False)]:
@@ -221,7 +265,7 @@ def _imported(module: str, function: str) -> Callable[..., Any]:
 
 def _filled(config: ModelConfig, state: dict[str, Tensor], path: str | Path) -> Sam:
     """`config`'s model with all of `state` in it; what only big.LITTLE models have may be missing as a whole."""
-    sam = build_sam(config)
+    sam = build_fresh(config)
     expected = sam.state_dict()
     state = _with_positions_for(config, state, expected, path)
     fresh = [name for name in expected if is_big_little(name)]

@@ -23,8 +23,10 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.checkpoint import load_sam, save_plain_sam
 from sam_blvit.config import THRESHOLDS, BenchmarkConfig, EverythingConfig, FlopsConfig, ImportConfig, SegmentConfig
+from sam_blvit.files import check_inputs_stay
 
 USAGE_ERROR = 2
+PLAIN_SUFFIXES = (".pth", ".pt")
 Action = Callable[[], object]
 
 
@@ -145,16 +147,20 @@ def benchmark(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefix
     return lambda: print(action(models or DEFAULT_MODELS, config), end="")
 
 
-def convert(checkpoint: Positional[Path], output: Positional[Path]) -> Action:
+def convert(checkpoint: Positional[Path], output: Positional[Path], base: Path | None = None) -> Action:
     """Write a plain SAM .pth from the performance blocks, neck, prompt encoder and decoder of one of our checkpoints.
 
     Args:
         checkpoint: One of our .safetensors.
         output: The .pth to write.
+        base: The SAM that an adapter was trained for, if the checkpoint is an adapter.
     """
 
     def action() -> None:
-        sam = load_sam(checkpoint)
+        if output.suffix not in PLAIN_SUFFIXES:
+            raise ValueError(f"output {output} is not named {' or '.join(PLAIN_SUFFIXES)}, as a plain SAM is")
+        check_inputs_stay([output], [checkpoint, base])
+        sam = load_sam(checkpoint, base)
         left_out = save_plain_sam(sam, output)
         print(f"{output}: plain SAM of {sam.config.name}'s size; left out {len(left_out)} big.LITTLE tensors")
 

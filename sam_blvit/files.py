@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,15 @@ def output_directory(path: Path) -> Path:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise ValueError(f"output {path} cannot be a directory ({reason}); name another") from error
     return path
+
+
+def check_inputs_stay(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
+    """Raise ValueError, one line, if a file to be written is one of `inputs`, whatever path or link names it."""
+    given = [path for path in inputs if path is not None and os.path.exists(path)]
+    for output in filter(os.path.exists, outputs):
+        for path in given:
+            if os.path.samefile(output, path):
+                raise ValueError(f"output {output} would replace the input {path}; name another output")
 
 
 def file_sha256(path: str | Path) -> str:

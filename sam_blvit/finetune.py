@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 
 from sam_blvit.config import FinetuneConfig
 from sam_blvit.data.sources import Source, held_out, training_source
 from sam_blvit.distributed import joined_processes, pick_device
-from sam_blvit.evaluate.comparison import compare, comparison_table
+from sam_blvit.evaluate.comparison import JSON_FILE, TABLE_FILE, compare, comparison_table
 from sam_blvit.evaluate.validation import Validation
-from sam_blvit.files import output_directory
+from sam_blvit.files import check_inputs_stay, output_directory
+from sam_blvit.train.accidents import BAD_STEPS_FILE
 from sam_blvit.train.interrupt import REQUEUE, Interrupt
-from sam_blvit.train.loop import train
+from sam_blvit.train.log import LOG_FILE
+from sam_blvit.train.loop import BEST_FILE, MODEL_FILE, train
 from sam_blvit.train.precision import with_precision
 from sam_blvit.train.preflight import dry_run_data, preflight
 from sam_blvit.train.setup import Training, prepare
 from sam_blvit.train.state import Checkpoints
+
+OUTPUTS = (MODEL_FILE, BEST_FILE, LOG_FILE, BAD_STEPS_FILE, JSON_FILE, TABLE_FILE)
+"""Files that a run writes to its output."""
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -34,6 +40,7 @@ def finetune(config: FinetuneConfig) -> None:
     interrupt = Interrupt()
     with nullcontext() if only_looks else interrupt, joined_processes(device) as processes:
         output_directory(config.output)
+        check_inputs_stay((config.output / name for name in OUTPUTS), _inputs(config))
         if not processes.first:
             processes.wait()  # the first process finds what lies where, and writes it down for the others
         source, held = _sources(config)
@@ -66,6 +73,12 @@ def _train(training: Training, validation: Validation | None, interrupt: Interru
     rows = compare(before, model, validation, keep_ratios=ratios, output=config.output)
     if processes.first:
         print(comparison_table(rows))
+
+
+def _inputs(config: FinetuneConfig) -> list[Path | None]:
+    """Files that a run reads."""
+    lists = [config.annotations, config.manifest, config.exclude, config.val_manifest, config.val_annotations]
+    return [config.checkpoint, config.base, config.teacher, config.teacher_decoder, *lists]
 
 
 def _sources(config: FinetuneConfig) -> tuple[Source, Source | None]:

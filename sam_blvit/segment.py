@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam_blvit.checkpoint import load_model
+from sam_blvit.checkpoint import load_model, weight_files
 from sam_blvit.config import MODELS, SegmentConfig, WeightsConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
-from sam_blvit.files import output_directory, write_atomically, write_json
+from sam_blvit.files import check_inputs_stay, output_directory, write_atomically, write_json
 from sam_blvit.measure.latency import now
 from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor, checked_box, checked_points
@@ -71,6 +71,10 @@ def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
     photograph = read_image(image)
     prompt = parse_prompt(config, size=(photograph.shape[0], photograph.shape[1]))
     output = output_directory(config.output)
+    names = ("mask", "overlay", *(["routing"] if config.show_routing else []))
+    files = {name: output / f"{Path(image).stem}_{name}.png" for name in names}
+    files["json"] = output / f"{Path(image).stem}.json"
+    check_inputs_stay(files.values(), [image, *weight_files(config)])
     sam = load_model(config)
     answer = predict(sam, photograph, prompt)
     pictures = {
@@ -79,11 +83,9 @@ def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
     }
     if config.show_routing:
         pictures["routing"] = routing_picture(sam, photograph)
-    files = {name: output / f"{Path(image).stem}_{name}.png" for name in pictures}
     for name, picture in pictures.items():
         write_atomically(files[name], partial(Image.fromarray(picture).save, format="PNG"))
     record = {**_describe(answer), **describe_run(sam, config, photograph), "prompt": prompt.to_json()}
-    files["json"] = output / f"{Path(image).stem}.json"
     write_json(files["json"], record)
     return {**record, "files": {name: str(path) for name, path in files.items()}}
 
@@ -168,7 +170,7 @@ def _describe(answer: Answer) -> dict[str, Any]:
 
 def describe_run(sam: Sam, config: WeightsConfig, photograph: np.ndarray) -> dict[str, Any]:
     """Which model ran, where, and on what size of `photograph` (H, W, 3), as plain JSON values."""
-    weights = config.model if config.model not in MODELS else config.checkpoint
+    weights = config.checkpoint if config.model is None or config.model in MODELS else config.model
     return {
         "model": sam.config.name,
         "checkpoint": None if weights is None else str(weights),

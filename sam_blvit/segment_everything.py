@@ -9,12 +9,12 @@ from typing import Any
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam_blvit.checkpoint import load_model
+from sam_blvit.checkpoint import load_model, weight_files
 from sam_blvit.config import THRESHOLDS, EverythingConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_everything
 from sam_blvit.everything import SamAutomaticMaskGenerator
-from sam_blvit.files import output_directory, write_atomically, write_json
+from sam_blvit.files import check_inputs_stay, output_directory, write_atomically, write_json
 from sam_blvit.segment import describe_run
 
 SUFFIXES = {"everything": "png", "json": "json"}
@@ -30,6 +30,8 @@ def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
     """
     photograph = read_image(image)
     output = output_directory(config.output)
+    files = {name: output / f"{Path(image).stem}_everything.{suffix}" for name, suffix in SUFFIXES.items()}
+    check_inputs_stay(files.values(), [image, *weight_files(config)])
     sam = load_model(config)
     given = {name: value for name in SETTINGS if (value := getattr(config, name)) is not None}
     generator = SamAutomaticMaskGenerator(sam, **given, output_mode="coco_rle")
@@ -38,7 +40,6 @@ def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
     largest_first = sorted(annotations, key=lambda annotation: annotation["area"], reverse=True)
     masks = (coco.decode(annotation["segmentation"]).astype(bool) for annotation in largest_first)
     picture = draw_everything(photograph, masks)
-    files = {name: output / f"{Path(image).stem}_everything.{suffix}" for name, suffix in SUFFIXES.items()}
     record = {
         **describe_run(sam, config, photograph),
         "settings": settings,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from conftest import VARIANTS
+from sam_blvit import build_sam as build_default
 from sam_blvit.checkpoint import (
     SHIPPED_WEIGHTS,
     CheckpointError,
@@ -83,7 +84,48 @@ def assert_same_weights(model: nn.Module, expected: dict[str, Tensor]) -> None:
 
 def test_the_registry_has_every_model() -> None:
     assert {"vit_b", "vit_l", "vit_h", "blvit_b_t", "blvit_l_s", "blvit_h_b", "blvit_tiny"} <= set(sam_model_registry)
-    assert set(sam_model_registry) == set(MODELS)
+    assert set(sam_model_registry) == {"default", *MODELS}
+
+
+def test_a_name_that_the_registry_lacks_is_refused_with_those_it_has(refused: Refused) -> None:
+    with refused(KeyError, match="^no model named 'vit_x'; there are default, vit_b") as error:
+        sam_model_registry["vit_x"]
+    assert isinstance(error.value, ValueError)
+    assert sam_model_registry.get("vit_x") is None
+
+
+@pytest.mark.parametrize("build", [build_default, lambda *args, **named: sam_model_registry["default"](*args, **named)])
+def test_the_default_model_is_the_shipped_one_or_that_of_the_file(
+    ours: Path, sam: Sam, build: Callable[..., Sam]
+) -> None:
+    assert build().config == MODELS["blvit_s_t"]
+    assert_same_weights(build(ours), sam.state_dict())
+    assert build(checkpoint=str(ours), keep_ratio=0.5).image_encoder.keep_ratio == 0.5
+
+
+def test_a_plain_sam_is_no_default_model(plain: tuple[sa.Sam, Path], refused: Refused) -> None:
+    with refused(CheckpointError, match="plain SAM checkpoint.*--model NAME --checkpoint FILE"):
+        build_default(plain[1])
+
+
+def test_a_config_in_place_of_a_file_gives_fresh_weights(tiny: Config) -> None:
+    assert build_default(tiny(), keep_ratio=0.5).config == tiny(keep_ratio=0.5)
+
+
+def test_a_commands_checkpoint_without_a_model_says_itself_what_it_is(ours: Path, sam: Sam) -> None:
+    for load in (load_model, load_any):
+        assert_same_weights(load(WeightsConfig(checkpoint=ours, device="cpu")), sam.state_dict())
+        assert load(WeightsConfig(device="cpu")).config == MODELS["blvit_s_t"]
+
+
+def test_a_weight_that_is_not_finite_is_refused_at_load_by_name(sam: Sam, tmp_path: Path, refused: Refused) -> None:
+    with torch.no_grad():
+        sam.mask_decoder.iou_token.weight[0, 3] = float("nan")
+    save_sam(sam, tmp_path / "ours.safetensors")
+    save_plain_sam(sam, tmp_path / "plain.pth")
+    for path in (tmp_path / "ours.safetensors", tmp_path / "plain.pth"):
+        with refused(CheckpointError, match=r"mask_decoder\.iou_token\.weight holds NaN, infinity"):
+            sam_model_registry["blvit_tiny"](path)
 
 
 def test_a_model_without_checkpoint_warns_that_its_weights_are_random() -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint import base_sha256, save_adapter, save_plain_sam, save_sam
 from sam_blvit.cli import main, run
 from sam_blvit.config import MODELS, CalibrationConfig, EvaluationConfig, FinetuneConfig, ReportConfig
 from sam_blvit.model.build import build_sam
@@ -123,10 +123,36 @@ def test_convert_writes_a_plain_sam(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "left out" in capsys.readouterr().out
 
 
+def test_convert_leaves_its_input_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ours.pth"
+    save_sam(build_sam(MODELS["blvit_tiny"]), path)
+    before = path.read_bytes()
+    assert "would replace the input" in failing(["convert", str(path), str(path)], capsys)
+    assert "is not named .pth or .pt" in failing(["convert", str(path), str(tmp_path / "x.safetensors")], capsys)
+    assert path.read_bytes() == before
+
+
+def test_convert_takes_an_adapter_with_its_base(tmp_path: Path) -> None:
+    sam = build_sam(MODELS["blvit_tiny"])
+    save_plain_sam(sam, tmp_path / "base.pth")
+    save_adapter(sam, tmp_path / "adapter.safetensors", base_sha256=base_sha256(tmp_path / "base.pth"))
+    words = [str(tmp_path / name) for name in ("adapter.safetensors", "plain.pth", "base.pth")]
+    main(["convert", *words[:2], "--base", words[2]])
+    plain, base = (torch.load(word, weights_only=True) for word in words[1:])
+    assert plain.keys() == base.keys()
+    assert all(torch.equal(plain[name], value) for name, value in base.items())
+
+
+def test_segment_does_not_write_over_its_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.json", format="PNG")
+    args = ["segment", str(tmp_path / "photo.json"), "--point", "20,15", "--output", str(tmp_path)]
+    assert "photo.json would replace the input" in failing(args, capsys)
+
+
 def test_segment_writes_its_files_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_sam(build_sam(MODELS["blvit_tiny"]), tmp_path / "ours.safetensors")
     Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "photo.png")
-    checkpoint = ["--model", "blvit_tiny", "--checkpoint", str(tmp_path / "ours.safetensors")]
+    checkpoint = ["--checkpoint", str(tmp_path / "ours.safetensors")]
     main(["segment", str(tmp_path / "photo.png"), "--point", "20,15", *checkpoint, "--output", str(tmp_path / "out")])
     written = json.loads((tmp_path / "out" / "photo.json").read_text())
     assert written["model"] == "blvit_tiny"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_blvit.files import file_sha256, write_atomically, write_json
+from sam_blvit.files import check_inputs_stay, file_sha256, write_atomically, write_json
 
 
 def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -65,3 +65,24 @@ def test_json_that_cannot_be_written_leaves_the_old_file_alone(tmp_path: Path) -
         write_json(path, {"new": True, "tensor": torch.zeros(1)})
     assert json.loads(path.read_text()) == {"old": True}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("link", ["same", "spelling", "symlink", "hardlink"])
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path, link: str) -> None:
+    given, output = tmp_path / "in.pth", tmp_path / "out.pth"
+    given.write_text("weights")
+    if link == "symlink":
+        output.symlink_to(given)
+    elif link == "hardlink":
+        os.link(given, output)
+    else:
+        (tmp_path / "sub").mkdir()
+        output = given if link == "same" else tmp_path / "sub" / ".." / "in.pth"
+    with pytest.raises(ValueError, match=r"output .* would replace the input .*in\.pth; name another output"):
+        check_inputs_stay([tmp_path / "new.pth", output], [None, "vit_b", given])
+
+
+def test_an_output_beside_the_inputs_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "in.pth").touch()
+    (tmp_path / "old.pth").touch()
+    check_inputs_stay([tmp_path / "old.pth", tmp_path / "new.pth"], [tmp_path / "in.pth", tmp_path / "nowhere"])

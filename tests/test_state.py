@@ -121,6 +121,26 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tiny: Config, checkpoints: Ch
     assert_same(saved, other)
 
 
+@pytest.mark.parametrize("where", ["student", "optimizer", "average"])
+def test_a_checkpoint_with_a_number_that_is_not_finite_is_passed_over(
+    tiny: Config, checkpoints: Checkpoints, where: str
+) -> None:
+    state = fresh(tiny, average=True)
+    learn(state)
+    checkpoints.save(state, progress(1))
+    damaged = {
+        "student": next(state.student.parameters()).data,
+        "optimizer": moments(state)[-1],
+        "average": next(iter((state.average.values if state.average else {}).values())),
+    }[where]
+    damaged.fill_(float("nan"))
+    checkpoints.save(state, progress(2))
+    other = fresh(tiny, average=True, seed=1)
+    with pytest.warns(UserWarning, match="step_00000002 does not load .*is not finite"):
+        assert checkpoints.load_newest(other, IDENTITY) == progress(1)
+    assert other.first_not_finite() is None
+
+
 def test_where_none_loads_the_run_does_not_start_anew(tiny: Config, checkpoints: Checkpoints) -> None:
     checkpoints.save(fresh(tiny), progress(1))
     (checkpoints.found()[0] / "run.json").unlink()

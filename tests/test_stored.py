@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -168,3 +169,79 @@ def test_of_a_long_reason_the_first_line_is_told(
 def test_a_path_without_a_file_is_refused(tmp_path: Path, refused: Refused, name: str) -> None:
     with refused(CheckpointError, match="is not a file"):
         read_checkpoint(tmp_path / name)
+
+
+# values --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, about quantized and sparse tensors
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.tensor([1.0, float("nan")]), "holds NaN, infinity"),
+        (torch.tensor([1.0, -float("inf")]), "holds NaN, infinity"),
+        (torch.tensor([float("inf"), -float("inf")], dtype=torch.bfloat16), "holds NaN, infinity"),
+        (torch.tensor([1e300], dtype=torch.float64), "holds NaN, infinity or a number beyond float32"),
+        (torch.ones(3, dtype=torch.int64), "is torch.int64, which holds no weights; save it as float32"),
+        (torch.ones(3, dtype=torch.bool), "is torch.bool"),
+        (torch.ones(3, dtype=torch.complex64), "is torch.complex64"),
+        (torch.eye(3).to_sparse(), "is not a dense tensor; save it as value.to_dense"),
+        (torch.eye(3).to_sparse_csr(), "is not a dense tensor"),
+        (torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantized; save it as value.dequantize"),
+        (torch.empty(3, device="meta"), "has no values"),
+    ],
+)
+def test_a_tensor_that_can_be_no_weight_is_refused_by_name(
+    plain: Plain, refused: Refused, value: Tensor, told: str
+) -> None:
+    state, path = plain
+    torch.save({**state, "encoder.bias": value}, path)
+    with refused(CheckpointError, match=rf"sam\.pth: encoder\.bias {told}"):
+        read_checkpoint(path)
+
+
+def test_large_numbers_whose_sum_is_beyond_float32_are_finite(plain: Plain) -> None:
+    state, path = plain
+    state["encoder.weight"] = torch.full((3, 4), 3e38)
+    torch.save(state, path)
+    assert_same(read_checkpoint(path)[0], state)
+
+
+@pytest.mark.filterwarnings("ignore:.*unwrapped")
+def test_scores_and_an_optimizers_state_may_lie_beside_the_weights(plain: Plain) -> None:
+    state, path = plain
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(2)).sum().backward()
+    optimizer.step()
+    beside = {"best": np.float64(61.5), "step": np.int64(3), "history": np.arange(4.0)}
+    torch.save({"model": state, "optimizer": optimizer.state_dict(), **beside}, path)
+    assert_same(read_checkpoint(path)[0], state)
+
+
+def test_an_object_beside_the_weights_is_named_with_the_remedy(plain: Plain, refused: Refused) -> None:
+    state, path = plain
+    torch.save({"model": state, "optimizer": torch.optim.SGD(torch.nn.Linear(1, 1).parameters())}, path)
+    with refused(CheckpointError, match=r"it holds a torch\.optim\.sgd\.SGD.*torch\.save\(model\.state_dict\(\), FILE"):
+        read_checkpoint(path)
+
+
+def test_what_is_no_tensor_in_a_state_dict_is_named(plain: Plain, refused: Refused) -> None:
+    state, path = plain
+    torch.save({**state, "epoch": 3}, path)
+    with refused(CheckpointError, match="'epoch' is a int"):
+        read_checkpoint(path)
+
+
+def test_a_tensor_with_and_without_the_mark_of_compilation_is_refused(plain: Plain, refused: Refused) -> None:
+    state, path = plain
+    torch.save({**state, "encoder._orig_mod.weight": state["encoder.weight"]}, path)
+    with refused(CheckpointError, match="holds a tensor twice"):
+        read_checkpoint(path)
+
+
+def test_a_name_that_only_some_share_is_no_prefix(plain: Plain) -> None:
+    state, path = plain
+    state["model.weight"] = torch.ones(2)
+    torch.save(state, path)
+    assert_same(read_checkpoint(path)[0], state)

@@ -19,10 +19,12 @@ from sam_blvit.benchmark.plot import macs_chart, scale_chart
 from sam_blvit.benchmark.table import header, markdown, results
 from sam_blvit.benchmark.worker import Job
 from sam_blvit.config import BenchmarkConfig
-from sam_blvit.files import output_directory, write_atomically, write_json
+from sam_blvit.files import check_inputs_stay, output_directory, write_atomically, write_json
 from sam_blvit.measure.revision import git_revision
 
 SHARE_OF_AVAILABLE = 0.9
+SCALES = ("side", "batch", "threads", "aspect")
+"""What has a chart of its own where it varies."""
 
 
 def benchmark(models: Sequence[str], config: BenchmarkConfig) -> str:
@@ -31,6 +33,8 @@ def benchmark(models: Sequence[str], config: BenchmarkConfig) -> str:
 
     Returns the Markdown. ValueError, one line, for bad input.
     """
+    names = ("benchmark.json", "benchmark.md", "macs.svg", *(f"{axis}.svg" for axis in SCALES))
+    check_inputs_stay((config.output / name for name in names), models)
     groups, measured = plan(models, config), []
     output = output_directory(config.output)
     about = {
@@ -82,7 +86,7 @@ def _write_all(output: Path, about: dict[str, Any], groups: Sequence[Group]) -> 
     write_json(output / "benchmark.json", {**about, "groups": [_as_json(group) for group in groups]})
     caption = header(about, groups)
     texts = {"benchmark.md": markdown(about, groups), "macs.svg": macs_chart(groups, caption)}
-    for axis in ("side", "batch", "threads", "aspect"):
+    for axis in SCALES:
         if len({getattr(row.cell, axis) for group in groups for row in group.rows} - {None}) > 1:
             texts[f"{axis}.svg"] = scale_chart(groups, axis, caption)
     for name, text in texts.items():

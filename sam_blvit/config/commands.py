@@ -15,10 +15,10 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 class WeightsConfig:
     """Which model a command runs, and where."""
 
-    model: str = "blvit_s_t"
-    """Registry name, or the path of a checkpoint of ours."""
+    model: str | None = None
+    """Registry name, or the path of a checkpoint of ours. Default: the model in `checkpoint`, else blvit_s_t."""
     checkpoint: Path | None = None
-    """A checkpoint of ours or a plain SAM .pth of the same size. Default: blvit_s_t's own weights."""
+    """A checkpoint of ours, or with `model` a plain SAM .pth of its size. Default: blvit_s_t's own weights."""
     base: Path | None = None
     """The SAM that an adapter was trained for, if the checkpoint is an adapter."""
     keep_ratio: float | None = None
@@ -97,6 +97,8 @@ class ImportConfig:
     def __post_init__(self) -> None:
         if self.encoder is None and self.decoder is None:
             raise ValueError("neither encoder nor decoder is given: name at least one file to import")
+        if self.output.suffix != ".safetensors":
+            raise ValueError(f"output {self.output} is not named .safetensors, as our checkpoints are")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,9 @@ EVALUATION_CHOICES = {
 class EvaluationConfig(WeightsConfig):
     """One measurement: point and box mIoU, or with boxes to prompt by the AP of instance segmentation."""
 
-    model: str = "blvit_s_t"
+    model: str | None = None
     """Registry name, the path of a checkpoint of ours, or module:function, which returns a segment_anything Sam (given
-    `checkpoint`, if there is one, under that name)."""
+    `checkpoint`, if there is one, under that name). Default: the model in `checkpoint`, else blvit_s_t."""
     annotations: Path
     """Annotations in LVIS v0.5, LVIS v1 or COCO format."""
     images: Path

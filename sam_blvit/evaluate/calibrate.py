@@ -30,7 +30,7 @@ from sam_blvit.evaluate.subset import MINIVAL_SPLIT
 from sam_blvit.evaluate.summary import PROMPTS, markdown
 from sam_blvit.evaluate.truths import check_truths
 from sam_blvit.evaluate.view import View
-from sam_blvit.files import write_json
+from sam_blvit.files import check_inputs_stay, write_json
 
 PAPER = {
     "vit_b": {"box": 76.6, "1pt": 53.6, "3pt": 65.2},
@@ -38,6 +38,7 @@ PAPER = {
 }
 """mIoU on LVIS of vanilla SAMs (big.LITTLE ViT, table 2)."""
 FROZEN = "blvit-cal"
+OUTPUTS = (f"{FROZEN}.json", "calibration.json")
 SHOWN = 10
 """Rows of the table on the screen; calibration.json has all."""
 
@@ -62,6 +63,7 @@ def calibrate(config: CalibrationConfig) -> list[Candidate]:
     Each photograph is embedded once a model. Runs under torchrun too; processes but the first return nothing.
     ValueError, one line, if anything is amiss.
     """
+    check_inputs_stay((config.output / name for name in OUTPUTS), [config.annotations, config.vit_b, config.vit_h])
     work = _work(config)
     with joined_processes() as processes:
         summaries = [
@@ -208,8 +210,7 @@ def _means(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 def _write(output: Path, ranked: Sequence[Candidate]) -> None:
     frozen = dataclasses.asdict(dataclasses.replace(ranked[0].protocol, name=FROZEN))
     rows = [{**dataclasses.asdict(candidate), "distance": candidate.distance} for candidate in ranked]
-    files = {f"{FROZEN}.json": frozen, "calibration.json": {"paper": PAPER, "candidates": rows}}
-    for name, content in files.items():
+    for name, content in zip(OUTPUTS, (frozen, {"paper": PAPER, "candidates": rows}), strict=True):
         with writable(output / name):
             write_json(output / name, content)
 

@@ -76,10 +76,10 @@ def _weights_identity(config: EvaluationConfig, sam: OriginalSam) -> dict[str, s
     """The file that the weights came from; of a model without one the hash of its tensors."""
     if config.checkpoint is not None:
         return dict(file_identity(config.checkpoint))
-    if config.model not in MODELS and Path(config.model).is_file():
-        return dict(file_identity(Path(config.model)))
-    if config.model == SHIPPED:
+    if config.model in (None, SHIPPED):
         return dict(file_identity(SHIPPED_WEIGHTS))
+    if config.model is not None and config.model not in MODELS and Path(config.model).is_file():
+        return dict(file_identity(Path(config.model)))
     if isinstance(sam, ExportedSam):  # the decoder's weights are hashed below, whatever their file
         return {"file": sam.image_encoder.path.name, "sha256": _tensors_sha256(sam, sam.image_encoder.path)}
     return {"file": None, "sha256": _tensors_sha256(sam)}

@@ -18,8 +18,8 @@ from sam_blvit.evaluate.ap import SHOWN
 from sam_blvit.evaluate.charts import SIZE_COLOURS, Point, cost_chart, keep_chart, reliability_chart, size_chart
 from sam_blvit.evaluate.runs import NOTHING, Run, instances_of, read_json, read_runs, text
 from sam_blvit.evaluate.statistics import RESAMPLES, Comparison, Rows, compare, reliability
-from sam_blvit.evaluate.summary import PROMPTS, markdown
-from sam_blvit.files import write_atomically
+from sam_blvit.evaluate.summary import PROMPTS, SUMMARY, TABLES, markdown
+from sam_blvit.files import check_inputs_stay, write_atomically
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ON_SCREEN = ("#", "run", "model", "keep ratio", "protocol", "perturbation", "objects", *PROMPTS, "AP", "MACs", "ms")
@@ -45,8 +45,9 @@ Picture = tuple[str, str]
 def report(config: ReportConfig) -> Path:
     """Write report.html about `config.runs`, print its table, and return the page's path. ValueError, one line."""
     runs = read_runs(config.runs)
-    page = page_about(runs)
     path = config.output / "report.html"
+    check_inputs_stay([path], (run.directory / name for run in runs for name in (SUMMARY, *TABLES)))
+    page = page_about(runs)
     write_atomically(path, lambda to: Path(to).write_text(page, encoding="utf-8"))
     print(markdown(*_table(map(_cells, runs), ON_SCREEN)))
     print(*(f"not comparable: {difference}" for difference in _differences(runs)), path, sep="\n")

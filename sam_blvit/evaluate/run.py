@@ -17,7 +17,7 @@ import torch
 from segment_anything.modeling import Sam as OriginalSam
 from tqdm import tqdm
 
-from sam_blvit.checkpoint import load_any
+from sam_blvit.checkpoint import load_any, weight_files
 from sam_blvit.config import EvaluationConfig
 from sam_blvit.data.instances import ImageFile
 from sam_blvit.distributed import Processes, joined_processes
@@ -27,7 +27,7 @@ from sam_blvit.evaluate.provenance import gmacs, machine, provenance
 from sam_blvit.evaluate.shards import Shards, writable
 from sam_blvit.evaluate.summary import SUMMARY, TABLES
 from sam_blvit.evaluate.worst import DIRECTORY
-from sam_blvit.files import first_line, output_directory, write_json
+from sam_blvit.files import check_inputs_stay, first_line, output_directory, write_json
 from sam_blvit.measure.latency import milliseconds
 from sam_blvit.model.sam import Sam
 
@@ -80,12 +80,15 @@ def _evaluate(config: EvaluationConfig, judge: str) -> list[dict[str, Any]]:
 def run_works(config: EvaluationConfig, works: Sequence[Work], processes: Processes) -> list[dict[str, Any]]:
     """Do each of `works` with `config`'s model at each of its keep ratios; the summaries, in the first process."""
     output_directory(config.output)
+    ratios = config.keep_ratios or (None,)
+    outputs = (_directory(config, work, ratio) / name for ratio in ratios for work in works for name in OUTPUTS)
+    check_inputs_stay(outputs, [config.annotations, config.detections, config.protocol, *weight_files(config)])
     torch.manual_seed(0)  # weights that no file gives are the same in every process
     sam = load_any(config)
     about_model = provenance(config, sam)
     return [
         summary
-        for ratio in config.keep_ratios or (None,)
+        for ratio in ratios
         for work in works
         for summary in Run(config, work, sam, processes, about_model).at(ratio)
     ]
@@ -106,19 +109,13 @@ class Run:
         """The summary at `keep_ratio` (None: as the model is), in the first process; in others nothing."""
         if keep_ratio is not None:
             _set_keep_ratio(self.sam, keep_ratio)
-        directory = self._directory(keep_ratio)
+        directory = _directory(self.config, self.work, keep_ratio)
         identity = {**self.work.about, **self.about_model, "keep_ratio": _keep_ratio(self.sam)}
         finished = _finished(directory, identity) if self.config.resume else None
         if finished is None:
             finished = self._measured(directory, identity)
         self.processes.wait()
         return [finished] if self.processes.first else []
-
-    def _directory(self, keep_ratio: float | None) -> Path:
-        """`output`, or where it is one of several a directory of its own."""
-        parts = [] if keep_ratio is None else [f"keep-{keep_ratio:.15g}"]
-        parts += [self.work.about["perturbation"]] if self.config.perturb else []
-        return self.config.output.joinpath(*parts)
 
     def _measured(self, directory: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         shards = Shards(directory, identity, resume=self.config.resume, processes=self.processes)
@@ -161,6 +158,13 @@ class Run:
                 f"model={self.config.model} cannot be run as a segment_anything Sam "
                 f"({type(error).__name__}: {first_line(error)}); wrap it in one"
             ) from error
+
+
+def _directory(config: EvaluationConfig, work: Work, keep_ratio: float | None) -> Path:
+    """Where a run writes: `output`, or where it is one of several a directory of its own."""
+    parts = [] if keep_ratio is None else [f"keep-{keep_ratio:.15g}"]
+    parts += [work.about["perturbation"]] if config.perturb else []
+    return config.output.joinpath(*parts)
 
 
 def _keep_ratio(sam: OriginalSam) -> float | None:

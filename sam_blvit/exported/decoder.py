@@ -13,7 +13,7 @@ from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
 from sam_blvit.exported.graph import BIAS, WEIGHT, Graph
-from sam_blvit.stored import check_fit
+from sam_blvit.stored import check_fit, check_values
 
 PARTS = ("prompt_encoder.", "mask_decoder.")
 EXPORTERS_PREFIX = "model."
@@ -28,7 +28,7 @@ def read_decoder(path: str | Path, sam: OriginalSam) -> dict[str, Tensor]:
     """Parameters of `sam`'s prompt encoder and mask decoder from the exported decoder in `path`, under their names.
 
     Raises:
-        CheckpointError: naming what the file lacks, has beside, or has in another shape.
+        CheckpointError: naming what the file lacks, has beside, has in another shape or not finite.
     """
     graph = Graph.read(path)
     found = {name.removeprefix(EXPORTERS_PREFIX): value for name, value in graph.parameters().items()}
@@ -39,6 +39,7 @@ def read_decoder(path: str | Path, sam: OriginalSam) -> dict[str, Tensor]:
             found[GAUSSIAN] = value
     expected = {name: value for name, value in sam.state_dict().items() if name.startswith(PARTS)}
     check_fit(found, expected, what=f"{path} holds no decoder of segment_anything's shape")
+    check_values(found, what=str(path))
     return found
 
 

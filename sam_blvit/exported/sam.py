@@ -11,8 +11,9 @@ from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.exported.decoder import read_decoder
 from sam_blvit.exported.encoder import ExportedEncoder
+from sam_blvit.exported.graph import Graph
 from sam_blvit.model.build import PIXEL_MEAN, PIXEL_STD, build_mask_decoder, build_prompt_encoder
-from sam_blvit.stored import CheckpointError
+from sam_blvit.stored import CheckpointError, check_values
 
 PREFIX = "onnx:"
 """What marks a pair of ONNX files where a model is named: onnx:ENCODER,DECODER."""
@@ -40,9 +41,10 @@ def load_exported(encoder: str | Path, decoder: str | Path | None = None) -> Exp
             "decoder" where its name has "encoder".
 
     Raises:
-        CheckpointError: if a file is missing, or is not of that kind.
+        CheckpointError: if a file is missing, is not of that kind, or has a weight that is not finite.
     """
     image_encoder = ExportedEncoder(encoder)
+    check_values(Graph.read(encoder).parameters(), what=str(encoder))
     grid, side = image_encoder.embedding_grid, image_encoder.img_size
     sam = ExportedSam(
         image_encoder=image_encoder,

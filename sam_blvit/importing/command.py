@@ -8,7 +8,7 @@ from pathlib import Path
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.config import ImportConfig, ModelConfig, model_config
 from sam_blvit.exported.decoder import read_decoder
-from sam_blvit.files import file_sha256
+from sam_blvit.files import check_inputs_stay, file_sha256
 from sam_blvit.importing.plain_vit import LEFT_FRESH, read_plain_vit
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
@@ -24,6 +24,7 @@ def import_weights(model: str, config: ImportConfig) -> Path:
     Raises:
         ValueError: one line, if a file does not fit, naming what is missing, left over or of another shape.
     """
+    check_inputs_stay([config.output], [config.encoder, config.decoder])
     settings = model_config(model)
     if settings.routed:
         raise ValueError(

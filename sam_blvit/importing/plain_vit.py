@@ -23,7 +23,7 @@ from torch import Tensor
 from sam_blvit.config import PATCH_SIZE, ModelConfig
 from sam_blvit.exported.graph import Graph
 from sam_blvit.exported.sam import ONNX
-from sam_blvit.stored import CheckpointError, read_checkpoint, some_of
+from sam_blvit.stored import CheckpointError, check_values, read_checkpoint, some_of
 
 ENCODER = "image_encoder."
 POSITIONS, PATCHES = "pos_embed", "patch_embed.proj.weight"
@@ -125,10 +125,11 @@ def read_plain_vit(path: str | Path, config: ModelConfig) -> dict[str, Tensor]:
     which no plain ViT has, are not among them; class and register tokens, the last norm and heads are dropped.
 
     Raises:
-        CheckpointError: naming what is missing, unexpected or of another width.
+        CheckpointError: naming what is missing, unexpected, of another width or not finite.
     """
     if str(path).endswith(ONNX):
         theirs = _of_graph(Path(path))
+        check_values(theirs, what=str(path))
     else:
         theirs, ours = read_checkpoint(path)
         if ours is not None:

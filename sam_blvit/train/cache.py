@@ -17,8 +17,8 @@ from sam_blvit.config import CacheConfig, ModelConfig, model_config
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import MAX_BAD_SHARE, Source, training_source
 from sam_blvit.distributed import Processes, joined_processes, pick_device
-from sam_blvit.files import file_sha256, output_directory
-from sam_blvit.train.embeddings import EmbeddingWriter, Header, ids_sha256
+from sam_blvit.files import check_inputs_stay, file_sha256, output_directory
+from sam_blvit.train.embeddings import HEADER_FILE, IDS_FILE, EmbeddingWriter, Header, ids_sha256
 from sam_blvit.train.order import Batch, batches_of
 from sam_blvit.train.precision import with_precision
 from sam_blvit.train.teacher import LiveTeacher, is_exported, load_teacher, teacher_model, teacher_size
@@ -36,6 +36,8 @@ def cache_teacher(config: CacheConfig) -> Path:
     a thousand is damaged.
     """
     config = with_precision(config)
+    inputs = [config.teacher, config.teacher_decoder, config.annotations, config.manifest, config.exclude]
+    check_inputs_stay((config.output / name for name in (HEADER_FILE, IDS_FILE)), inputs)
     with joined_processes() as processes:
         source = training_source(config)
         writer = EmbeddingWriter(output_directory(config.output), _header(config, source))

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from sam_blvit.distributed import Processes
 from sam_blvit.files import first_line, to_disk, write_json
 from sam_blvit.model.sam import Sam
+from sam_blvit.stored import first_not_finite
 from sam_blvit.train.optim import MovingAverage
 
 DIRECTORY = "checkpoints"
@@ -88,6 +89,16 @@ class State:
             optim_state_dict=tensors["optimizer"],
         )
 
+    def first_not_finite(self) -> str | None:
+        """The name of a tensor of this process that holds NaN or infinity; None if there is none."""
+        average = {} if self.average is None else self.average.values
+        tensors = {**self.student.state_dict(), **{f"average of {name}": value for name, value in average.items()}}
+        for name, parameter in self.student.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{kind} of {name}": value for kind, value in moments.items() if isinstance(value, Tensor)}
+        local = {name: value.to_local() if hasattr(value, "to_local") else value for name, value in tensors.items()}
+        return first_not_finite(local)
+
 
 class OtherRun(ValueError):
     """A checkpoint of a run with other settings; the message is one line."""
@@ -145,6 +156,8 @@ class Checkpoints:
                     raise progress
                 _check_identity(progress.identity, identity, self.output)
                 state.load(directory)
+                if bad := [name for name in self.processes.gathered(state.first_not_finite()) if name is not None]:
+                    raise ValueError(f"{bad[0]} is not finite")
             except OtherRun:
                 raise
             except (Exception, CheckpointException) as error:  # damage shows itself as anything
