@@ -6,7 +6,6 @@ parts of `coco_url` say which and where.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from sam_blvit.data.images import read_image
+from sam_blvit.files import parse_json
 
 MERGED = "trainval"
 """A directory in which some keep train2017 and val2017 together."""
@@ -154,7 +154,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"annotations {path} is not a file; name the JSON of LVIS or COCO instances")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"annotations {path} is not JSON ({_reason(error)}); unpack or download it again") from error
     for key in ("images", "annotations"):

@@ -7,7 +7,6 @@ and what an image is made of is one row of an array that all processes share.
 from __future__ import annotations
 
 import io
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from sam_blvit.data.images import UNREADABLE
 from sam_blvit.data.instances import Instance
 from sam_blvit.data.pairs import HALVES, WHOLE_FILE, Pairs, are_whole, pairs_of
 from sam_blvit.data.tar_index import indexed
-from sam_blvit.files import first_line
+from sam_blvit.files import first_line, parse_json
 
 TAR = ".tar"
 IMAGES = "images"
@@ -89,7 +88,7 @@ class Sa1b:
         try:
             with Image.open(io.BytesIO(_bytes(files[0], pair["image"]))) as image:
                 pixels = np.asarray(image.convert("RGB"))
-            entries = json.loads(_bytes(files[1], pair["annotations"]))["annotations"]
+            entries = parse_json(_bytes(files[1], pair["annotations"]))["annotations"]
             instances = [_instance(entry, image_id, pixels.shape[:2]) for entry in entries]
         except (*UNREADABLE, KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
