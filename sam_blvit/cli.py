@@ -226,15 +226,28 @@ def _registry() -> ConstructorRegistry:
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
-    def paths(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-        if kind.type is not Path:
+    def path(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path | None] | None:
+        optional = kind.type == Path | None
+        if kind.type is not Path and not optional:
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar="PATH",
-            instance_from_str=lambda words: _path(words[0]),
-            is_instance=lambda value: isinstance(value, Path),
+            metavar="{None}|PATH" if optional else "PATH",
+            instance_from_str=lambda words: None if optional and words == ["None"] else _path(words[0]),
+            is_instance=lambda value: isinstance(value, Path) or (optional and value is None),
             str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
+    def paths(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[Path, ...]] | None:
+        if kind.type_origin is not tuple or typing.get_args(kind.type) != (Path, ...):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[PATH [PATH ...]]",
+            instance_from_str=lambda words: tuple(map(_path, words)),
+            is_instance=lambda value: isinstance(value, tuple) and all(isinstance(part, Path) for part in value),
+            str_from_instance=lambda value: list(map(str, value)),
         )
 
     @registry.primitive_rule

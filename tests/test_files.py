@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_blvit.files import file_sha256, write_atomically, write_json
+from sam_blvit.files import file_sha256, parse_json, write_atomically, write_json
 
 
 def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -65,3 +65,10 @@ def test_json_that_cannot_be_written_leaves_the_old_file_alone(tmp_path: Path) -
         write_json(path, {"new": True, "tensor": torch.zeros(1)})
     assert json.loads(path.read_text()) == {"old": True}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, b"[" * 100_000, "{", b"\xff"])
+def test_json_that_cannot_be_read_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        parse_json(text)
+    assert "\n" not in str(error.value)
