@@ -1,11 +1,20 @@
-"""Segment Anything with a big.LITTLE image encoder: a drop-in under `SamPredictor`, fast by routing tokens."""
+"""Segment Anything with a big.LITTLE image encoder: a drop-in under `SamPredictor`, fast by routing tokens.
 
-from sam_blvit.allocator import tune_allocator
-from sam_blvit.checkpoint import CheckpointError, build_sam, load_sam, sam_model_registry, save_plain_sam, save_sam
-from sam_blvit.config import MODELS, ModelConfig
-from sam_blvit.everything import SamAutomaticMaskGenerator
-from sam_blvit.model.compiled import compile_encoder
-from sam_blvit.predictor import SamPredictor
+Names are imported when they are first used, so that a command's help does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sam_blvit.allocator import tune_allocator
+    from sam_blvit.checkpoint import CheckpointError, build_sam, load_sam, sam_model_registry, save_plain_sam, save_sam
+    from sam_blvit.config import MODELS, ModelConfig
+    from sam_blvit.everything import SamAutomaticMaskGenerator
+    from sam_blvit.model.compiled import compile_encoder
+    from sam_blvit.predictor import SamPredictor
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,3 +31,30 @@ __all__ = [
     "save_sam",
     "tune_allocator",
 ]
+_MODULES = {
+    "CheckpointError": "checkpoint",
+    "MODELS": "config",
+    "ModelConfig": "config",
+    "SamAutomaticMaskGenerator": "everything",
+    "SamPredictor": "predictor",
+    "build_sam": "checkpoint",
+    "compile_encoder": "model.compiled",
+    "load_sam": "checkpoint",
+    "sam_model_registry": "checkpoint",
+    "save_plain_sam": "checkpoint",
+    "save_sam": "checkpoint",
+    "tune_allocator": "allocator",
+}
+"""The module that each public name lies in."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # later uses are plain lookups
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -29,6 +29,7 @@ from sam_blvit.files import first_line, write_atomically
 from sam_blvit.model.build import build_sam as build_fresh
 from sam_blvit.model.compiled import compile_encoder
 from sam_blvit.model.sam import Sam
+from sam_blvit.progress import announce
 from sam_blvit.stored import CheckpointError, check_fit, is_big_little, read_checkpoint, read_metadata, write_checkpoint
 
 __all__ = [
@@ -247,6 +248,7 @@ def _placed(sam: AnySam, weights: WeightsConfig) -> AnySam:
     """`sam` where and as `weights` wants it run."""
     sam.to(pick_device(weights.device))
     if weights.compile:
+        announce("compiling the encoder for each image size that it meets, a minute or more each ...")
         compile_encoder(sam.image_encoder)
     return sam
 

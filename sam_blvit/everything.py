@@ -67,7 +67,8 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
     """A drop-in for SAM's own generator; grey, RGBA and PIL images are taken too.
 
     Its options, records and public methods are SAM's; the steps in between (`_process_batch` and the like) are not
-    called. `pred_iou_thresh` and `stability_score_thresh` are the model's own, by its config, where they are not given. `points_per_batch` is a bound: fewer are decoded at once where `CHUNK_BYTES` holds fewer.
+    called. `pred_iou_thresh` and `stability_score_thresh` are the model's own, by its config, where they are not given.
+    `points_per_batch` is a bound: fewer are decoded at once where `CHUNK_BYTES` holds fewer.
     """
 
     __signature__ = inspect.signature(OriginalGenerator)  # the original's options and defaults, whatever they are

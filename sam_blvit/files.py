@@ -39,7 +39,16 @@ def to_disk(path: str | Path) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
-    write_atomically(path, lambda to: Path(to).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n"))
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda to: Path(to).write_text(text, encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What the JSON in `text` says. Raises ValueError also where it is nested deeper than Python can follow."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
 
 
 def output_directory(path: Path) -> Path:

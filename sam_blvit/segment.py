@@ -1,25 +1,31 @@
-"""`sam-blvit segment`: one object of one photograph, from prompts in text to a mask, a picture and numbers."""
+"""`sam-blvit segment`: one object of each photograph, from prompts in text to a mask, a picture and numbers."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as coco
+from tqdm import tqdm
 
 from sam_blvit.checkpoint import load_model, weight_files
 from sam_blvit.config import MODELS, SegmentConfig, WeightsConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
-from sam_blvit.files import check_inputs_stay, output_directory, write_atomically, write_json
+from sam_blvit.files import output_directory, write_atomically, write_json
 from sam_blvit.measure.latency import now
 from sam_blvit.model.sam import Sam
+from sam_blvit.outputs import JSON, Outputs, plan_outputs
 from sam_blvit.predictor import SamPredictor, checked_box, checked_points
+
+Asked = TypeVar("Asked")
 
 
 @dataclass(frozen=True)
@@ -61,21 +67,57 @@ class Answer:
     """encoder: resizing, upload and embedding of the photograph; decoder: prompt to full-size mask."""
 
 
-def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
-    """Mask the object of `image` that `config`'s prompts name, and write what came of it to `config.output`.
+def segment(images: Sequence[Path], config: SegmentConfig) -> Iterator[dict[str, Any]]:
+    """Mask the object that `config`'s prompts name in each of `images`, photographs and directories of them.
 
-    `<stem>_mask.png` (0 and 255, the photograph's size, upright), `<stem>_overlay.png`, `<stem>.json`, and with
-    `show_routing` `<stem>_routing.png`. Returns the JSON's content with the paths written under `files`.
-    Raises ValueError, one line, for a photograph, prompt, checkpoint or output directory that cannot be used.
+    Writes to `config.output` `<stem>_mask.png` (0 and 255, the photograph's size, upright), `<stem>_overlay.png`,
+    `<stem>.json`, and with `show_routing` `<stem>_routing.png`; where two photographs have one stem, the whole name in
+    its place. Yields the JSON's content with the paths written under `files`.
+
+    Raises:
+        ValueError: One line, for a photograph, prompt, checkpoint or output directory that cannot be used. Of several
+            photographs, those that can be read are masked first.
     """
-    photograph = read_image(image)
-    prompt = parse_prompt(config, size=(photograph.shape[0], photograph.shape[1]))
-    output = output_directory(config.output)
-    names = ("mask", "overlay", *(["routing"] if config.show_routing else []))
-    files = {name: output / f"{Path(image).stem}_{name}.png" for name in names}
-    files["json"] = output / f"{Path(image).stem}.json"
-    check_inputs_stay(files.values(), [image, *weight_files(config)])
-    sam = load_model(config)
+    kinds = ("mask", "overlay", *(["routing"] if config.show_routing else []))
+    endings = {JSON: ".json", **{kind: f"_{kind}.png" for kind in kinds}}
+    planned = plan_outputs(images, config.output, endings, inputs=weight_files(config))
+    load = cache(partial(load_model, config))
+    with tqdm(total=len(planned), desc="segment", unit="image", disable=None if len(planned) > 1 else True) as bar:
+        for outputs, photograph, prompt in read_each(planned, partial(parse_prompt, config)):
+            output_directory(config.output)
+            yield _segmented(load(), config, outputs, photograph, prompt)
+            bar.update()
+
+
+def read_each(
+    planned: Sequence[Outputs], ask: Callable[[tuple[int, int]], Asked]
+) -> Iterator[tuple[Outputs, np.ndarray, Asked]]:
+    """Each photograph (H, W, 3), and what `ask` makes of its size (H, W).
+
+    Raises:
+        ValueError: For a single photograph that cannot be used. Of several, it is left out with a warning, and the
+            error comes after the last.
+    """
+    left_out = 0
+    for outputs in planned:
+        try:
+            photograph = read_image(outputs.photograph)
+            asked = ask((photograph.shape[0], photograph.shape[1]))
+        except ValueError as error:
+            if len(planned) == 1:
+                raise
+            warnings.warn(f"{outputs.photograph} is left out: {error}", stacklevel=2)
+            left_out += 1
+            continue
+        yield outputs, photograph, asked
+    if left_out:
+        raise ValueError(f"{left_out} of {len(planned)} photographs cannot be used; the notes above say why")
+
+
+def _segmented(
+    sam: Sam, config: SegmentConfig, outputs: Outputs, photograph: np.ndarray, prompt: Prompt
+) -> dict[str, Any]:
+    """Mask one photograph (H, W, 3) and write what came of it; the record, with the paths under `files`."""
     answer = predict(sam, photograph, prompt)
     pictures = {
         "mask": answer.mask.astype(np.uint8) * 255,
@@ -83,11 +125,16 @@ def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
     }
     if config.show_routing:
         pictures["routing"] = routing_picture(sam, photograph)
+    record = {
+        "photograph": outputs.name,
+        **_describe(answer),
+        **describe_run(sam, config, photograph),
+        "prompt": prompt.to_json(),
+    }
+    write_json(outputs.files[JSON], record)  # first: it says whose the pictures are
     for name, picture in pictures.items():
-        write_atomically(files[name], partial(Image.fromarray(picture).save, format="PNG"))
-    record = {**_describe(answer), **describe_run(sam, config, photograph), "prompt": prompt.to_json()}
-    write_json(files["json"], record)
-    return {**record, "files": {name: str(path) for name, path in files.items()}}
+        write_atomically(outputs.files[name], partial(Image.fromarray(picture).save, format="PNG"))
+    return {**record, "files": {name: str(outputs.files[name]) for name in (*pictures, JSON)}}
 
 
 def predict(sam: Sam, photograph: np.ndarray, prompt: Prompt) -> Answer:
@@ -121,7 +168,7 @@ def routing_picture(sam: Sam, photograph: np.ndarray) -> np.ndarray:
     return draw_routing(photograph, maps, input_size=(resized.shape[0], resized.shape[1]))
 
 
-def parse_prompt(config: SegmentConfig, *, size: tuple[int, int]) -> Prompt:
+def parse_prompt(config: SegmentConfig, size: tuple[int, int]) -> Prompt:
     """`config`'s points and box on a photograph of `size` (H, W) pixels; ValueError names the one that is wrong."""
     if not config.point and config.box is None:
         raise ValueError("nothing to segment: give at least one --point X,Y on the object, or --box X0,Y0,X1,Y1")

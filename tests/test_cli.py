@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -18,9 +19,19 @@ import pytest
 import torch
 from PIL import Image
 
+from sam_blvit import cli
 from sam_blvit.checkpoint import base_sha256, save_adapter, save_plain_sam, save_sam
 from sam_blvit.cli import main, run
-from sam_blvit.config import MODELS, CalibrationConfig, EvaluationConfig, FinetuneConfig, ReportConfig
+from sam_blvit.config import (
+    MODELS,
+    BenchmarkConfig,
+    CalibrationConfig,
+    EvaluationConfig,
+    FinetuneConfig,
+    FlopsConfig,
+    ReportConfig,
+    SegmentConfig,
+)
 from sam_blvit.model.build import build_sam
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +110,7 @@ def test_an_error_of_the_command_ends_in_one_line(capsys: pytest.CaptureFixture[
     [
         ([], "segment"),
         (["nosuch"], "nosuch"),
-        (["segment", "--output", "x"], "PATH"),
+        (["segment", "--output", "x"], "no photograph is given"),
         (["segment", "nosuch.jpg", "--output", "x", "--point", "1,1"], "nosuch.jpg"),
         (["segment", "a.jpg", "--output", "x", "--device", "tpu"], "device='tpu' is not one of auto, cpu, cuda, mps"),
         (["flops", "vit_x"], "no model named 'vit_x'; there are vit_b"),
@@ -382,3 +393,143 @@ def test_our_own_mistakes_keep_their_traceback() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         run(mistaken, [])
+
+
+# lists, paths and files of settings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--words", "a", "b", "--seeds", "1", "2"],
+        ["--words", "a", "--words", "b", "--seeds", "1", "--seeds", "2"],
+        ["--words=a", "--seeds=1", "--words", "b", "--seeds", "2"],
+    ],
+)
+def test_a_repeated_flag_adds_to_its_list(args: list[str]) -> None:
+    assert parsed(Numbers, args) == Numbers(words=("a", "b"), seeds=(1, 2))
+
+
+def test_repeated_flags_replace_the_list_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("seeds: [7, 8]\n")
+    assert parsed(Numbers, [str(tmp_path / "settings.yaml"), "--seeds", "1", "--seeds", "2"]) == Numbers(seeds=(1, 2))
+
+
+def test_every_list_of_every_command_takes_one_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for config_type in (*SCRIPTS.values(), SegmentConfig, BenchmarkConfig, FlopsConfig):
+        for flag in cli._list_flags(config_type):
+            assert cli._joined([flag, "a", "--x", flag, "b"], {flag}) == [flag, "a", "b", "--x"]
+    assert cli._list_flags(SegmentConfig) == {"--point", "--negative"}
+    assert {"--seeds", "--keep-ratios", "--perturb"} == cli._list_flags(EvaluationConfig)
+
+
+def test_points_given_one_by_one_all_count(tmp_path: Path) -> None:
+    save_sam(build_sam(MODELS["blvit_tiny"]), tmp_path / "ours.safetensors")
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "photo.png")
+    flags = ["--model", str(tmp_path / "ours.safetensors"), "--output", str(tmp_path / "out")]
+    points = ["--point", "1,2", "--negative", "7,8", "--point", "3,4", "--point", "5,6"]
+    main(["segment", str(tmp_path / "photo.png"), *points, *flags])
+    prompt = json.loads((tmp_path / "out" / "photo.json").read_text())["prompt"]
+    assert prompt["points"] == [[1, 2], [3, 4], [5, 6], [7, 8]]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["segment", "a.jpg", "--point", "1,1", "--output", ""],
+        ["segment", "a.jpg", "--point", "1,1", "--output", "x", "--checkpoint", ""],
+        ["segment", "", "--point", "1,1", "--output", "x"],
+        ["everything", "a.jpg", "--output="],
+        ["benchmark", "--output", ""],
+        ["convert", "", "b.pth"],
+        ["import", "vit_s", "--encoder", "", "--output", "x"],
+    ],
+)
+def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
+    assert "the path is empty" in failing(args, capsys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kinds:
+    """A setting of each kind."""
+
+    flip: bool = False
+    """A switch."""
+    warm_start: str = "none"
+    """A word."""
+    lr: float | None = None
+    """A number, or none."""
+    steps: int = 1
+    """A whole number."""
+    rates: tuple[float, ...] | None = None
+    """Numbers, or none."""
+    output: Path = Path("x")
+    """A path."""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("flip: 'true'", "flip: 'true' is not true or false"),
+        ("warm_start: yes", "warm_start: YAML reads this word as true; put it in quotes"),
+        ("lr: [1, 2]", "lr: [1, 2] is more than one value"),
+        ("lr: {a: 1}", "lr: {'a': 1} is more than one value"),
+        ("steps: many", "steps: Error parsing --steps"),
+        ("steps:", "steps: there is no value"),
+        ("rates: [a]", "rates: Error parsing --rates"),
+        ("output: ''", "output: Error parsing --output: the path is empty"),
+        ("1: 2", "unknown settings 1"),
+    ],
+)
+def test_a_wrong_setting_names_file_and_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, line: str
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    assert failing([str(path)], capsys, lambda args: parsed(Kinds, args)).startswith(f"error: {path}: {line}")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"), [("name: ü".encode("latin-1"), "is not UTF-8"), (b"[" * 100_000, "is nested too deeply")]
+)
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, line: str
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(content)
+    assert f"{path} {line}" in failing([str(path)], capsys, lambda args: parsed(Kinds, args))
+
+
+def test_settings_of_each_kind_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("flip: true\nwarm_start: layerwise\nlr:\nsteps: 3\nrates: [0, -1.5]\noutput: a b\n")
+    expected = Kinds(flip=True, warm_start="layerwise", steps=3, rates=(0, -1.5), output=Path("a b"))
+    assert parsed(Kinds, [str(path)]) == expected
+
+
+@pytest.mark.parametrize("args", [["segment", "bü.jpg", "--output", "x", "--device", "tpu"], ["segment", "--nosuch"]])
+def test_errors_read_the_same_without_unicode(args: list[str]) -> None:
+    plain = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = [
+        subprocess.run(
+            [sys.executable, "-m", "sam_blvit", *args],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+        for environment in ({"PYTHONIOENCODING": "utf-8"}, plain)
+    ]
+    assert said[0].returncode == said[1].returncode == 2
+    assert said[0].stderr == said[1].stderr
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--tyro-print-completion", "bash"]])
+def test_help_and_completion_are_printed_without_unicode(args: list[str]) -> None:
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "sam_blvit", *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=plain)
+    assert "segment" in done.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_blvit.files import check_inputs_stay, file_sha256, write_atomically, write_json
+from sam_blvit.files import check_inputs_stay, file_sha256, parse_json, write_atomically, write_json
 
 
 def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -86,3 +86,10 @@ def test_an_output_beside_the_inputs_is_fine(tmp_path: Path) -> None:
     (tmp_path / "in.pth").touch()
     (tmp_path / "old.pth").touch()
     check_inputs_stay([tmp_path / "old.pth", tmp_path / "new.pth"], [tmp_path / "in.pth", tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, b"[" * 100_000, "{", b"\xff"])
+def test_json_that_cannot_be_read_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        parse_json(text)
+    assert "\n" not in str(error.value)

@@ -536,3 +536,10 @@ def test_what_was_frozen_is_still_segment_anythings_model_at_keep_ratio_1(
     torch.testing.assert_close(ours.image_encoder(image), theirs.image_encoder(image), rtol=1e-4, atol=1e-4)
     ours.image_encoder.keep_ratio = 0.25
     assert (ours.image_encoder(image) - theirs.image_encoder(image)).abs().max() > 1e-2
+
+
+def test_fewer_steps_than_a_run_has_made_are_refused(data: Path, tmp_path: Path) -> None:
+    finetune(config(data, tmp_path, schedule_steps=3, max_steps=2))
+    with pytest.raises(ValueError, match=r"max_steps=1: the run in .* has made 2 steps already"):
+        finetune(config(data, tmp_path, schedule_steps=3, max_steps=1))
+    finetune(config(data, tmp_path, schedule_steps=3, max_steps=2))

@@ -172,3 +172,14 @@ def test_neither_leaves_anything_behind(
     assert {"preflight": "hours with 1 process(es)", "dry_run_data": "waits for data"}[instead] in (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, False)])
+def test_progress_is_shown_on_a_terminal_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, shown: bool
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("sys.stderr", stream)
+    preflight(training(tmp_path))
+    assert ("preflight" in stream.getvalue()) is shown

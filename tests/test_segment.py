@@ -16,9 +16,16 @@ from sam_blvit.checkpoint import load_sam, save_sam
 from sam_blvit.config import MODELS, SegmentConfig, override
 from sam_blvit.model.build import build_sam
 from sam_blvit.predictor import SamPredictor
-from sam_blvit.segment import parse_numbers, segment
+from sam_blvit.segment import parse_numbers
+from sam_blvit.segment import segment as segment_all
 
 HEIGHT, WIDTH = 60, 80
+
+
+def segment(image: Path, config: SegmentConfig) -> dict[str, Any]:
+    """What the command makes of one photograph."""
+    (result,) = segment_all([image], config)
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,18 @@ from sam_blvit.cli import main
 from sam_blvit.config import EverythingConfig
 from sam_blvit.data.images import read_image
 from sam_blvit.everything import SamAutomaticMaskGenerator
-from sam_blvit.segment_everything import SETTINGS, segment_everything
+from sam_blvit.segment_everything import SETTINGS
+from sam_blvit.segment_everything import segment_everything as segment_all
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*positions interpolated:UserWarning")
 
 LOOSE: dict[str, Any] = {"points_per_side": 3, "pred_iou_thresh": 0.15, "stability_score_thresh": 0.2}
+
+
+def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
+    """What the command makes of one photograph."""
+    (result,) = segment_all([image], config)
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -205,7 +205,10 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """The inverse of `to_json`; ValueError names fields this version does not know."""
-        fields: dict[str, Any] = json.loads(text)
+        try:
+            fields: dict[str, Any] = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("JSON is nested too deeply") from error
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown model config fields {unknown}: written by a newer sam_blvit, which can read it")

@@ -6,7 +6,6 @@ parts of `coco_url` say which and where.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -21,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from sam_blvit.data.ids import checked_id
 from sam_blvit.data.images import read_image, size_mismatch
+from sam_blvit.files import parse_json
 
 MERGED = "trainval"
 """A directory in which some keep train2017 and val2017 together."""
@@ -172,7 +172,7 @@ def _read_json(path: Path, needed: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"annotations {path} is not a file; name the JSON of LVIS or COCO instances")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"annotations {path} is not JSON ({_reason(error)}); unpack or download it again") from error
     for key in ("images", "annotations"):

@@ -7,7 +7,6 @@ and what an image is made of is one row of an array that all processes share.
 from __future__ import annotations
 
 import io
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from sam_blvit.data.images import UNREADABLE, open_image, size_mismatch, to_rgb,
 from sam_blvit.data.instances import Instance, read_instance
 from sam_blvit.data.pairs import HALVES, WHOLE_FILE, Pairs, are_whole, pairs_of
 from sam_blvit.data.tar_index import indexed
-from sam_blvit.files import first_line
+from sam_blvit.files import first_line, parse_json
 
 TAR = ".tar"
 IMAGES = "images"
@@ -89,7 +88,7 @@ class Sa1b:
         try:
             photograph = io.BytesIO(_bytes(files[0], pair["image"]))
             pixels = _pixels(photograph)
-            entries = json.loads(_bytes(files[1], pair["annotations"]))["annotations"]
+            entries = parse_json(_bytes(files[1], pair["annotations"]))["annotations"]
             if not isinstance(entries, list):
                 raise ValueError("its annotations are no list")
             instances = [_instance(entry, image_id) for entry in entries]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from pycocotools.cocoeval import COCOeval
 from sam_blvit.data.ids import checked_id
 from sam_blvit.data.instances import ImageRecord, Instance, read_instances
 from sam_blvit.evaluate.truths import check_truths
+from sam_blvit.files import parse_json
 
 COCO_JUDGE, LVIS_JUDGE = "coco", "lvis"
 COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -295,7 +295,7 @@ def _read_json(path: Path, kind: str) -> Any:
     if not path.is_file():
         raise ValueError(f"{kind} {path} is not a file; name a JSON file")
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{kind} {path} is not JSON ({error}); unpack or download it again") from error
 

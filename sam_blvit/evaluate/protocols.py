@@ -7,12 +7,12 @@ of its protocol. A protocol is data alone; `sam_blvit.evaluate.clicks` and `sam_
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sam_blvit.config import EVALUATION_CHOICES
+from sam_blvit.files import parse_json
 
 CHOICES = {
     "first": ("uniform", "centre"),
@@ -106,7 +106,7 @@ def _read(path: Path) -> Protocol:
     if not path.is_file():
         raise ValueError(f"protocol {path} is not a file; eval/calibrate.py writes one")
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
         if content["name"] in PROTOCOLS:
             raise ValueError(f"name={content['name']!r} is that of a published protocol; give it one of its own")
         return Protocol(**{**content, "overridden": ()})

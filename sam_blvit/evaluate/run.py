@@ -27,7 +27,7 @@ from sam_blvit.evaluate.provenance import gmacs, machine, provenance
 from sam_blvit.evaluate.shards import Shards, writable
 from sam_blvit.evaluate.summary import SUMMARY, TABLES
 from sam_blvit.evaluate.worst import DIRECTORY
-from sam_blvit.files import check_inputs_stay, first_line, output_directory, write_json
+from sam_blvit.files import check_inputs_stay, first_line, output_directory, parse_json, write_json
 from sam_blvit.measure.latency import milliseconds
 from sam_blvit.model.sam import Sam
 
@@ -183,7 +183,7 @@ def _finished(directory: Path, identity: Mapping[str, Any]) -> dict[str, Any] | 
     if not path.is_file():
         return None
     try:
-        summary = json.loads(path.read_text())
+        summary = parse_json(path.read_text())
     except ValueError:
         return None
     if not isinstance(summary, dict):

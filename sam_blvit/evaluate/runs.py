@@ -5,7 +5,6 @@ Whatever a run lacks is said with the name of its file, and never taken for zero
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from sam_blvit.evaluate.statistics import Rows, duplicate
 from sam_blvit.evaluate.summary import PROMPTS, SUMMARY, read_rows
+from sam_blvit.files import parse_json
 
 NOTHING = "-"
 """A cell without a value."""
@@ -135,7 +135,7 @@ def instances_of(directory: Path) -> Rows:
 def read_json(path: Path) -> Any:
     """What a file of a run holds; ValueError, one line, if it is no JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); measure that run again, or leave it out") from error
 

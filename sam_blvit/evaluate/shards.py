@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_blvit.distributed import Processes
+from sam_blvit.files import parse_json
 
 DIRECTORY = "shards"
 
@@ -74,7 +75,7 @@ class Shards:
             lines = []
             for text in path.read_text(errors="replace").splitlines():
                 with suppress(ValueError):
-                    lines.append(json.loads(text))
+                    lines.append(parse_json(text))
                     continue
                 torn += 1
             if len(lines) > 1:

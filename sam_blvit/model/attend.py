@@ -19,7 +19,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from sam_blvit.model.compiled import MANY_SHAPES
 from sam_blvit.model.windows import TokenGrid
@@ -32,7 +31,6 @@ TILE_BYTES = 2 << 20
 LEAST_TILE = 128
 """Queries of a tile; with fewer a matrix product is slow."""
 HALVES = (torch.bfloat16, torch.float16)
-FLEX = cast(Callable[..., Tensor], flex_attention)
 TRITON = importlib.util.find_spec("triton") is not None
 """What FlexAttention is compiled to on CUDA."""
 
@@ -162,15 +160,19 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid:
     def biased(score: Tensor, group: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + by_row[group, head, query, grid.rows[key]] + by_col[group, head, query, grid.cols[key]]
 
+    from torch.nn.attention.flex_attention import flex_attention  # seconds to import, on CUDA alone
+
     if torch.compiler.is_compiling():
-        return FLEX(q, k, v, score_mod=biased)
+        return cast(Tensor, flex_attention(q, k, v, score_mod=biased))
     with torch._dynamo.config.patch(recompile_limit=MANY_SHAPES):
         return _compiled_flex()(q, k, v, score_mod=biased)
 
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    return torch.compile(FLEX, fullgraph=True, dynamic=False)
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(cast(Callable[..., Tensor], flex_attention), fullgraph=True, dynamic=False)
 
 
 WAYS: dict[str, Way] = {"eager": _eager, "sdpa": _sdpa, "widened": _widened, "tiles": _tiles, "flex": _flex}

@@ -1,4 +1,7 @@
-"""An image encoder under torch.compile, for inference."""
+"""An image encoder under torch.compile, for inference.
+
+The compiler takes seconds to import, so it is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch._dynamo
-import torch._inductor.config
 from torch import Tensor, nn
-from torch._inductor.compile_fx import compile_fx
 
 Embed = Callable[[Tensor], Tensor]
 MANY_SHAPES = 128
@@ -31,6 +31,9 @@ def compiled(encoder: nn.Module) -> Embed:
     older torch does in the first thread alone. With gradients enabled the encoder itself runs. ValueError if it cannot
     be compiled here.
     """
+    import torch._dynamo
+    from torch._inductor.compile_fx import compile_fx
+
     eager = encoder._call_impl  # with the module's hooks
     first: list[object] = []
 
@@ -64,6 +67,9 @@ def compiled(encoder: nn.Module) -> Embed:
 @contextmanager
 def _compiling(frozen: bool) -> Iterator[None]:
     """Settings that tracing asks for, for which an option of torch.compile comes too late."""
+    import torch._dynamo
+    import torch._inductor.config
+
     try:
         with torch._dynamo.config.patch(recompile_limit=MANY_SHAPES), torch._inductor.config.patch(freezing=frozen):
             yield

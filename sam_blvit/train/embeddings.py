@@ -8,7 +8,6 @@ photograph is zero and its id is in the .json.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from sam_blvit.config import EMBEDDING_CHANNELS
 from sam_blvit.data.samples import Damaged
-from sam_blvit.files import write_atomically, write_json
+from sam_blvit.files import parse_json, write_atomically, write_json
 
 HEADER_FILE = "header.json"
 IDS_FILE = "ids.npy"
@@ -228,7 +227,7 @@ def _append(file: BinaryIO, embedding: Tensor, path: Path) -> None:
 
 
 def _damaged(directory: Path, shards: Iterable[int]) -> dict[int, str]:
-    marks = (json.loads(_mark(directory, shard).read_text()) for shard in shards)
+    marks = (parse_json(_mark(directory, shard).read_text()) for shard in shards)
     return {int(image_id): reason for mark in marks for image_id, reason in mark["damaged"].items()}
 
 
@@ -240,7 +239,7 @@ def _save_ids(to: str, image_ids: NDArray[np.int64]) -> None:
 def _read_header(directory: Path) -> Header:
     path = directory / HEADER_FILE
     try:
-        return Header(**json.loads(path.read_text()))
+        return Header(**parse_json(path.read_text()))
     except FileNotFoundError as error:
         raise ValueError(f"{directory} holds no {HEADER_FILE}: name a directory of tools/cache_teacher.py") from error
     except (ValueError, TypeError) as error:

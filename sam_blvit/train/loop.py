@@ -202,6 +202,11 @@ def train(training: Training, validate: Validate | None, interrupt: Interrupt) -
     config = training.config
     checkpoints = Checkpoints(config.output, training.processes)
     progress = _progress(training, checkpoints)
+    if config.max_steps is not None and config.max_steps < progress.step:
+        raise ValueError(
+            f"max_steps={config.max_steps}: the run in {config.output} has made {progress.step} steps already; name "
+            "more, or another output"
+        )
     log = Log(config.output, writes=training.processes.first, tensorboard=config.tensorboard, step=progress.step)
     length = schedule_length(config, len(training.source), training.images_a_step, progress)
     loop = Loop(training, validate, interrupt, log, checkpoints, progress, length)

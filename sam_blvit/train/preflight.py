@@ -40,7 +40,8 @@ def preflight(training: Training) -> dict[str, Any]:
     """
     config, first = training.config, training.processes.first
     found = _looked_at(training)
-    rows = [_measured(training, ratio) for ratio in _keep_ratios(training)]
+    ratios = tqdm(_keep_ratios(training), desc="preflight", unit="keep ratio", disable=None if first else True)
+    rows = [_measured(training, ratio) for ratio in ratios]
     steps = schedule_length(config, len(training.source), training.images_a_step, Progress({}, {}))
     shares = {ratio: _share(training, ratio) for ratio in _keep_ratios(training)}
     seconds = sum(shares[row["keep_ratio"]] * row["seconds"] for row in rows)
@@ -74,7 +75,9 @@ def dry_run_data(training: Training) -> dict[str, float]:
     workers = max(1, config.workers)
     start = time.perf_counter()
     with training.batches(start=0, steps=READ) as batches:
-        read = sum(len(batch) for batch in tqdm(batches, total=READ * config.accumulate, unit="batch", desc="reading"))
+        silent = None if training.processes.first else True
+        shown = tqdm(batches, total=READ * config.accumulate, unit="batch", desc="reading", disable=silent)
+        read = sum(len(batch) for batch in shown)
     reading = time.perf_counter() - start
     waited, spent = _learning(training)
     report = {

@@ -6,7 +6,6 @@ every draw follows from the seed and what was seen, so there is no generator who
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -25,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from sam_blvit.distributed import Processes
-from sam_blvit.files import first_line, to_disk, write_json
+from sam_blvit.files import first_line, parse_json, to_disk, write_json
 from sam_blvit.model.sam import Sam
 from sam_blvit.stored import first_not_finite
 from sam_blvit.train.optim import MovingAverage
@@ -205,7 +204,7 @@ class Checkpoints:
 
 def read_progress(directory: Path) -> Progress:
     """The progress stored in a checkpoint's `directory`."""
-    return Progress(**json.loads((directory / PROGRESS).read_text()))
+    return Progress(**parse_json((directory / PROGRESS).read_text()))
 
 
 def _check_identity(before: dict[str, Any], now: dict[str, Any], output: Path) -> None:
