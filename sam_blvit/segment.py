@@ -19,7 +19,7 @@ from sam_blvit.drawing import draw_overlay, draw_routing, routing_map
 from sam_blvit.files import output_directory, write_atomically, write_json
 from sam_blvit.measure.latency import now
 from sam_blvit.model.sam import Sam
-from sam_blvit.predictor import SamPredictor, checked_box, checked_points
+from sam_blvit.predictor import SamPredictor, check_inside, checked_box, checked_points
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def parse_prompt(config: SegmentConfig, *, size: tuple[int, int]) -> Prompt:
     if texts:
         coords = [parse_numbers(text, "X,Y") for text in texts]
         marks = [1] * len(config.point) + [0] * len(config.negative)
-        points, labels = checked_points(coords, marks, size=size)
+        points, labels = checked_points(coords, marks)
+        check_inside(points, size=size)
     return Prompt(points=points, labels=labels, box=None if config.box is None else _parse_box(config.box, size))
 
 
