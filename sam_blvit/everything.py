@@ -72,8 +72,10 @@ class Candidates:
 class SamAutomaticMaskGenerator(OriginalGenerator):
     """A drop-in for SAM's own generator; grey, RGBA and PIL images are taken too.
 
-    Options that cannot be right are a ValueError. Its options, records and public methods are SAM's; the steps in between (`_process_batch` and the like) are not
-    called. `pred_iou_thresh` and `stability_score_thresh` are the model's own, by its config, where they are not given. `points_per_batch` is a bound: fewer are decoded at once where `CHUNK_BYTES` holds fewer.
+    Options that cannot be right are a ValueError. Its options, records and public methods are SAM's; the steps in
+    between (`_process_batch` and the like) are not called. `pred_iou_thresh` and `stability_score_thresh` are the
+    model's own, by its config, where they are not given. `points_per_batch` is a bound: fewer are decoded at once where
+    `CHUNK_BYTES` holds fewer.
     """
 
     __signature__ = inspect.signature(OriginalGenerator)  # the original's options and defaults, whatever they are
@@ -247,9 +249,17 @@ def _checked_options(options: dict[str, Any]) -> list[np.ndarray] | None:
     """The `point_grids` of a generator's `options` as arrays; ValueError names an option that cannot be right."""
     for name, least in (("points_per_side", 1), ("points_per_batch", 1), ("crop_n_layers", 0)):
         value = options[name]
-        if not (isinstance(value, Integral) and value >= least) and not (name == "points_per_side" and value is None):
+        if not (isinstance(value, Integral) and int(value) >= least) and not (
+            name == "points_per_side" and value is None
+        ):
             raise ValueError(f"{name}={value!r} is not a whole number from {least} on")
-    for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh", "min_mask_region_area"):
+    for name in (
+        "pred_iou_thresh",
+        "stability_score_thresh",
+        "box_nms_thresh",
+        "crop_nms_thresh",
+        "min_mask_region_area",
+    ):
         _check_number(name, options[name])
     _check_number("stability_score_offset", options["stability_score_offset"], least=-sys.float_info.max)
     _check_number("crop_overlap_ratio", options["crop_overlap_ratio"], least=0, most=1)
@@ -262,13 +272,17 @@ def _checked_options(options: dict[str, Any]) -> list[np.ndarray] | None:
     if grids is not None:
         return _checked_grids(grids, layers=1 + last)
     if side < options["crop_n_points_downscale_factor"] ** last:
-        raise ValueError(f"points_per_side={side} leaves no points for crops of layer {last}; pass more, or fewer layers")
+        raise ValueError(
+            f"points_per_side={side} leaves no points for crops of layer {last}; pass more, or fewer layers"
+        )
     return None
 
 
 def _check_number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf) -> None:
-    if not (isinstance(value, Real) and least <= value <= most):  # NaN is within nothing
-        raise ValueError(f"{name}={value!r} is not a number" + ("" if least == -math.inf else f" from {least:g} to {most:g}"))
+    if not (isinstance(value, Real) and least <= float(value) <= most):  # NaN is within nothing
+        raise ValueError(
+            f"{name}={value!r} is not a number" + ("" if least == -math.inf else f" from {least:g} to {most:g}")
+        )
 
 
 def _checked_grids(grids: Sequence[ArrayLike], *, layers: int) -> list[np.ndarray]:
@@ -278,7 +292,9 @@ def _checked_grids(grids: Sequence[ArrayLike], *, layers: int) -> list[np.ndarra
     except (TypeError, ValueError) as error:
         raise ValueError("point_grids is no list of arrays (n, 2) of numbers, one for each layer") from error
     if len(arrays) < layers:
-        raise ValueError(f"point_grids has {len(arrays)} grids for {layers} layers, the image and crop_n_layers of crops")
+        raise ValueError(
+            f"point_grids has {len(arrays)} grids for {layers} layers, the image and crop_n_layers of crops"
+        )
     for grid in arrays:
         if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
             raise ValueError(f"point_grids has one of shape {grid.shape}: (n, 2) is expected, X, Y of each point")

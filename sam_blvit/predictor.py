@@ -148,9 +148,7 @@ class SamPredictor(OriginalPredictor):
         """
         with self._lock:
             self._require_image()
-            prompts = check_prompts(
-                self.model, coords=point_coords, labels=point_labels, boxes=boxes, masks=mask_input
-            )
+            prompts = check_prompts(self.model, coords=point_coords, labels=point_labels, boxes=boxes, masks=mask_input)
             logits, predicted = decode(self.model, self.features, **prompts, multimask_output=multimask_output)
             masks = enlarge(self.model, logits, self.input_size, self.original_size, binary=not return_logits)
         return masks, predicted, logits

@@ -35,12 +35,13 @@ class Prompt:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether the best of three masks answers, rather than the one for clear prompts.
+        """Whether the best of three masks answers, rather than the one for clear prompts: for one point alone.
 
-        One point may mean a part or the whole. A box is clearer, but keeping the mask of highest predicted IoU gains
-        1.7 AP for SAM's ViT-B (Prompt-Segment-Anything's README) and more for a model that is trained little.
+        It may mean a part or the whole; SAM's paper and notebooks ask for three masks there only. For boxes the weights
+        of `blvit_s_t` agree: 59.1 mIoU by the single mask, 56.9 by the best of three at keep ratio 0.25 (48 boxes of
+        COCO val2017), and the same at 1.
         """
-        return self.points is None or (self.box is None and len(self.points) == 1)
+        return self.box is None and self.points is not None and len(self.points) == 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and None."""

@@ -278,7 +278,7 @@ def test_bfloat16_finds_about_the_same(sam: Sam, photograph: np.ndarray, by: str
     assert np.median(best) > 0.9
 
 
-# options ---------------------------------------------------------------------------------------------------------------
+# options ------------------------------------------------------------------------------------------------------------
 
 NAN = float("nan")
 GRID = [[0.2, 0.3], [0.7, 0.6]]
@@ -303,7 +303,10 @@ GRID = [[0.2, 0.3], [0.7, 0.6]]
         ({"pred_iou_thresh": "high"}, "pred_iou_thresh='high'"),
         ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio=1.5 is not a number from 0 to 1"),
         ({"crop_n_points_downscale_factor": 0}, "crop_n_points_downscale_factor=0"),
-        ({"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}, "points_per_side=3 leaves no"),
+        (
+            {"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2},
+            "points_per_side=3 leaves no",
+        ),
         ({"output_mode": "png"}, "output_mode='png' is not one of binary_mask"),
         ({"points_per_side": None, "point_grids": [GRID], "crop_n_layers": 1}, "point_grids has 1 grids for 2"),
         ({"points_per_side": None, "point_grids": [[0.5, 0.5]]}, r"point_grids has one of shape \(2,\)"),

@@ -106,6 +106,11 @@ def test_asking_for_tensors_before_an_image_is_set_says_so(sam: Sam) -> None:
         SamPredictor(sam).predict_torch(torch.zeros(1, 1, 2), torch.ones(1, 1))
 
 
+def test_no_box_has_no_masks(ready: SamPredictor) -> None:
+    masks, iou, logits = ready.predict_torch(None, None, boxes=torch.zeros(0, 4))
+    assert (masks.shape, iou.shape, logits.shape) == ((0, 3, 90, 120), (0, 3), (0, 3, 32, 32))
+
+
 def test_a_caller_may_run_it_in_bfloat16(ready: SamPredictor) -> None:
     prompt = {"point_coords": [[30, 40]], "point_labels": [1]}
     exact = ready.predict(**prompt)
@@ -285,7 +290,7 @@ def test_after_an_image_that_is_refused_the_earlier_one_does_not_answer(sam: Sam
     ]
     for mistake in refused:
         predictor.set_image(_photograph(48, 64))
-        with pytest.raises(ValueError, match="float32|HSV|transformed_image"):
+        with pytest.raises(ValueError, match=r"float32|HSV|transformed_image"):
             mistake()
         with pytest.raises(ValueError, match="call set_image"):
             predictor.predict([[1, 2]], [1])
