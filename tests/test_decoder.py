@@ -437,7 +437,7 @@ def test_a_decoder_of_bfloat16_weights_answers(sam: Sam, embedding: Tensor) -> N
 
 
 @torch.no_grad()
-def test_a_decoder_of_bfloat16_weights_answers(sam: Sam, embedding: Tensor) -> None:
+def test_a_decoder_and_prompt_encoder_of_bfloat16_weights_answer(sam: Sam, embedding: Tensor) -> None:
     prompt = KINDS["points"]()
     exact = decode(sam, embedding, **prompt, multimask_output=True)
     for part in (sam.prompt_encoder, sam.mask_decoder):
