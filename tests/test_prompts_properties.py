@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.property, pytest.mark.filterwarnings("ignore::RuntimeW
 
 HEIGHT, WIDTH, SIDE = 48, 64, 32
 """Of the photograph, and of a mask prompt."""
-QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(suppress_health_check=[HealthCheck.too_slow])
 
 DTYPES = st.sampled_from(["float64", "float32", "float16", "int64", "int32", "uint8", "bool"])
 USUAL = st.floats(0, 48)
@@ -155,7 +155,6 @@ def test_prompts_of_tensors_are_answered_as_the_originals_or_named(predictors: A
 
 
 @pytest.mark.parametrize("kinds", [("points", "labels"), ("box",), ("mask",), ("points", "labels", "box", "mask")])
-@settings(max_examples=20)
 @given(data=st.data())
 def test_an_ordinary_prompt_is_answered(predictors: Any, kinds: tuple[str, ...], data: st.DataObject) -> None:
     """So that the others cannot pass by refusing everything."""
@@ -188,7 +187,6 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=40)
 @given(options=st.fixed_dictionaries({}, optional=OPTIONS))
 def test_options_of_everything_mode_are_taken_or_named(predictors: Any, options: dict[str, Any]) -> None:
     sam = predictors[0].model
