@@ -7,14 +7,18 @@ here only for those that are still in question: upscaling for those of high pred
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator as OriginalGenerator
 from segment_anything.modeling import Sam as OriginalSam
@@ -34,6 +38,8 @@ from sam_blvit.measure.latency import now
 from sam_blvit.model.decoder import bytes_of_a_mask, decode_above, enlarge, in_chunks
 from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor
+
+OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,10 @@ class Candidates:
 class SamAutomaticMaskGenerator(OriginalGenerator):
     """A drop-in for SAM's own generator; grey, RGBA and PIL images are taken too.
 
-    Its options, records and public methods are SAM's; the steps in between (`_process_batch` and the like) are not
-    called. `pred_iou_thresh` and `stability_score_thresh` are the model's own, by its config, where they are not given.
-    `points_per_batch` is a bound: fewer are decoded at once where `CHUNK_BYTES` holds fewer.
+    Options that cannot be right are a ValueError. Its options, records and public methods are SAM's; the steps in
+    between (`_process_batch` and the like) are not called. `pred_iou_thresh` and `stability_score_thresh` are the
+    model's own, by its config, where they are not given. `points_per_batch` is a bound: fewer are decoded at once where
+    `CHUNK_BYTES` holds fewer.
     """
 
     __signature__ = inspect.signature(OriginalGenerator)  # the original's options and defaults, whatever they are
@@ -77,7 +84,8 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         given = self.__signature__.bind(model, *args, **kwargs).arguments
         if isinstance(model, Sam):
             given = {name: getattr(model.config, name) for name in THRESHOLDS} | given
-        super().__init__(**given)
+        defaults = {name: option.default for name, option in self.__signature__.parameters.items()}
+        super().__init__(**given | {"point_grids": _checked_options(defaults | given)})
         self.predictor = SamPredictor(model)
         self.milliseconds: dict[str, float] = {}
         """What the last photograph took: encoder (crops resized and embedded), decoder, and the rest."""
@@ -87,19 +95,21 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         """One record for each mask of `image`, RGB: `segmentation` in the chosen output mode, `area` in pixels, `bbox`
         as X, Y, width, height, `predicted_iou`, `stability_score`, `point_coords` and `crop_box`.
 
-        Raises ValueError for an image that `sam_blvit.data.images.to_rgb` does not take.
+        Threads may share a generator. Raises ValueError for an image that `sam_blvit.data.images.to_rgb` does not take,
+        and for one too small for `crop_n_layers`.
         """
         start = now(self.predictor.device)
-        self.milliseconds = {"encoder": 0.0, "decoder": 0.0}
-        records = self._records(to_rgb(image))
+        call = copy.copy(self)  # the photograph and the times are the call's own
+        call.predictor = copy.copy(self.predictor)
+        call.milliseconds = {"encoder": 0.0, "decoder": 0.0}
+        records = call._records(to_rgb(image))
         everything = now(self.predictor.device) - start
-        self.milliseconds["rest"] = everything - sum(self.milliseconds.values())
+        self.milliseconds = call.milliseconds | {"rest": everything - sum(call.milliseconds.values())}
         return records
 
     def _records(self, photograph: np.ndarray) -> list[dict[str, Any]]:
         size = (photograph.shape[0], photograph.shape[1])
-        boxes, layers = generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
-        crops = torch.tensor(boxes)
+        crops, layers = self._crops(size)
         found = Candidates.joined([self._in_crop(photograph, crops, *which) for which in enumerate(layers)])
         if len(crops) > 1:  # a mask of a smaller crop wins
             found = found.picked(_distinct(found.boxes, 1 / box_area(crops[found.crops]), self.crop_nms_thresh))
@@ -119,6 +129,19 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
             }
             for i, lengths in enumerate(runs)
         ]
+
+    def _crops(self, size: tuple[int, int]) -> tuple[Tensor, list[int]]:
+        """Boxes (n, 4) of the crops of a photograph of `size` (H, W), and the layer of each; ValueError if one is
+        empty."""
+        if 2**self.crop_n_layers <= min(size):  # or more crops a side than pixels
+            boxes, layers = generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
+            crops = torch.tensor(boxes)
+            if (crops[:, 2:] > crops[:, :2]).all():
+                return crops, layers
+        raise ValueError(
+            f"crop_n_layers={self.crop_n_layers} makes crops without pixels of an image of {size[1]} x {size[0]} "
+            "(width x height); pass fewer layers"
+        )
 
     def _in_crop(self, photograph: np.ndarray, crops: Tensor, crop: int, layer: int) -> Candidates:
         """The distinct masks that the points of `layer` find in the crop of that index."""
@@ -220,6 +243,64 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
             return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[1], size[0]).T
         rle = {"size": list(size), "counts": runs.tolist()}
         return coco_encode_rle(rle) if self.output_mode == "coco_rle" else rle
+
+
+def _checked_options(options: dict[str, Any]) -> list[np.ndarray] | None:
+    """The `point_grids` of a generator's `options` as arrays; ValueError names an option that cannot be right."""
+    for name, least in (("points_per_side", 1), ("points_per_batch", 1), ("crop_n_layers", 0)):
+        value = options[name]
+        if not (isinstance(value, Integral) and int(value) >= least) and not (
+            name == "points_per_side" and value is None
+        ):
+            raise ValueError(f"{name}={value!r} is not a whole number from {least} on")
+    for name in (
+        "pred_iou_thresh",
+        "stability_score_thresh",
+        "box_nms_thresh",
+        "crop_nms_thresh",
+        "min_mask_region_area",
+    ):
+        _check_number(name, options[name])
+    _check_number("stability_score_offset", options["stability_score_offset"], least=-sys.float_info.max)
+    _check_number("crop_overlap_ratio", options["crop_overlap_ratio"], least=0, most=1)
+    _check_number("crop_n_points_downscale_factor", options["crop_n_points_downscale_factor"], least=1)
+    if options["output_mode"] not in OUTPUT_MODES:
+        raise ValueError(f"output_mode={options['output_mode']!r} is not one of {', '.join(OUTPUT_MODES)}")
+    side, grids, last = options["points_per_side"], options["point_grids"], options["crop_n_layers"]
+    if (side is None) == (grids is None):
+        raise ValueError("pass points_per_side or point_grids, and None for the other")
+    if grids is not None:
+        return _checked_grids(grids, layers=1 + last)
+    if side < options["crop_n_points_downscale_factor"] ** last:
+        raise ValueError(
+            f"points_per_side={side} leaves no points for crops of layer {last}; pass more, or fewer layers"
+        )
+    return None
+
+
+def _check_number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf) -> None:
+    if not (isinstance(value, Real) and least <= float(value) <= most):  # NaN is within nothing
+        raise ValueError(
+            f"{name}={value!r} is not a number" + ("" if least == -math.inf else f" from {least:g} to {most:g}")
+        )
+
+
+def _checked_grids(grids: Sequence[ArrayLike], *, layers: int) -> list[np.ndarray]:
+    """Points (n, 2) for each of the layers, as shares of a crop's width and height."""
+    try:
+        arrays = [np.asarray(grid, dtype=np.float64) for grid in grids]
+    except (TypeError, ValueError) as error:
+        raise ValueError("point_grids is no list of arrays (n, 2) of numbers, one for each layer") from error
+    if len(arrays) < layers:
+        raise ValueError(
+            f"point_grids has {len(arrays)} grids for {layers} layers, the image and crop_n_layers of crops"
+        )
+    for grid in arrays:
+        if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
+            raise ValueError(f"point_grids has one of shape {grid.shape}: (n, 2) is expected, X, Y of each point")
+        if not ((grid >= 0) & (grid <= 1)).all():
+            raise ValueError("point_grids has points outside 0 to 1; pass shares of the width and height, not pixels")
+    return arrays
 
 
 def run_lengths(mask: np.ndarray) -> np.ndarray:

@@ -1,11 +1,16 @@
 """`segment_anything.SamPredictor`, with prompts checked and any photograph taken.
 
 Results on ordinary input are the original's, to rounding of float32. What the original turns into a stack trace
-from inside the model, or into a mask of nothing, stops here with one line: a point outside the image, a box
-inside out, labels that do not match their points. Any number of prompts is taken at once.
+from inside the model, or into a mask of nothing, stops here with one line: a point at NaN, a box inside out, labels
+that do not match their points. Any number of prompts is taken at once.
 """
 
 from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +23,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from sam_blvit.data.images import to_rgb
 from sam_blvit.model.compiled import compile_encoder
 from sam_blvit.model.decoder import decode, enlarge
+from sam_blvit.model.prompts import LABELS, check_prompts
 
-LABELS = (1, 0, -1)
-"""On the object, off the object, and SAM's padding ("not a point")."""
 IMAGE_FORMATS = ("RGB", "BGR")
 
 
@@ -43,13 +47,26 @@ class Resize(ResizeLongestSide):
 
 
 class SamPredictor(OriginalPredictor):
-    """Embeds a photograph once, then predicts masks for any number of prompts; a drop-in for SAM's own."""
+    """Embeds a photograph once, then predicts masks for any number of prompts; a drop-in for SAM's own.
+
+    Threads may share one: each call sees one photograph from beginning to end, the one set last. A thread that sets
+    its own photographs needs a predictor of its own; they may share the model.
+    """
 
     original_size: tuple[int, int]
 
     def __init__(self, sam_model: OriginalSam) -> None:
+        self._lock = threading.RLock()
         super().__init__(sam_model)
         self.transform = Resize(sam_model.image_encoder.img_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, of which every copy has its own."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What copying and unpickling fill a new predictor with."""
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def compile(self) -> None:
         """Compile the model's encoder, for all who use the model; `sam_blvit.compile_encoder` says what that means."""
@@ -58,11 +75,27 @@ class SamPredictor(OriginalPredictor):
     def set_image(self, image: np.ndarray | Image.Image, image_format: str = "RGB") -> None:
         """Embed `image`: a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image.
 
-        `image_format` is the order of its colours, RGB or BGR. Raises ValueError on anything else.
+        `image_format` is the order of its colours, RGB or BGR. Raises ValueError on anything else; no image is set
+        then.
         """
-        if image_format not in IMAGE_FORMATS:
-            raise ValueError(f"image_format={image_format!r} is not one of {', '.join(IMAGE_FORMATS)}")
-        super().set_image(to_rgb(image), image_format)
+        with self._lock:
+            self.reset_image()
+            if image_format not in IMAGE_FORMATS:
+                raise ValueError(f"image_format={image_format!r} is not one of {', '.join(IMAGE_FORMATS)}")
+            super().set_image(to_rgb(image), image_format)
+
+    def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: Sequence[int]) -> None:
+        """Embed `transformed_image` (1, 3, h, w), resized by `transform` from a photograph of `original_image_size`
+        (H, W). Raises ValueError on anything else; no image is set then."""
+        with self._lock:
+            self.reset_image()
+            shape, side = tuple(transformed_image.shape), self.transform.target_length
+            if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
+                raise ValueError(
+                    f"transformed_image of shape {shape}: (1, 3, h, w) is expected, one image whose longest side is "
+                    f"{side}; resize it with transform.apply_image_torch"
+                )
+            super().set_torch_image(transformed_image, _checked_size(original_image_size))
 
     @torch.no_grad()
     def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
@@ -93,24 +126,24 @@ class SamPredictor(OriginalPredictor):
 
         `point_coords` (n, 2), each X, Y; `point_labels` (n,), 1 on the object and 0 off it; `box` (4,), X0, Y0, X1,
         Y1; `mask_input` (1, 256, 256), logits of an earlier prediction (a quarter of the encoder's side).
-        Points lie on pixels (0 <= X < W, 0 <= Y < H): SAM answers a point elsewhere with the mask of nothing in
-        particular, and the usual cause is swapped or unscaled coordinates. A box may reach over the edge, as
-        detectors' boxes do, but not lie wholly outside.
+        Points may lie outside the image, as the original's; a box may reach over the edge, as detectors' boxes do, but
+        not lie wholly outside. No prompt at all is answered too, by whatever the model thinks best.
 
         Returns masks (C, H, W) bool (logits if `return_logits`), predicted IoU (C,), and logits (C, 256, 256), where
         C is 3 if `multimask_output`, else 1. Raises ValueError naming a prompt that cannot be right.
         """
-        self._require_image()
-        labels = None
-        if point_coords is None and point_labels is not None:
-            raise ValueError("point_labels without point_coords; pass both or neither")
-        if point_coords is not None:
-            point_coords, labels = checked_points(point_coords, point_labels, size=self.original_size)
-        if box is not None:
-            box = checked_box(box, size=self.original_size)
-        if mask_input is not None:
-            mask_input = self._checked_mask(mask_input)
-        return super().predict(point_coords, labels, box, mask_input, multimask_output, return_logits)
+        with self._lock:
+            self._require_image()
+            labels = None
+            if point_coords is None and point_labels is not None:
+                raise ValueError("point_labels without point_coords; pass both or neither")
+            if point_coords is not None:
+                point_coords, labels = checked_points(point_coords, point_labels)
+            if box is not None:
+                box = checked_box(box, size=self.original_size)
+            if mask_input is not None:
+                mask_input = self._checked_mask(mask_input)
+            return super().predict(point_coords, labels, box, mask_input, multimask_output, return_logits)
 
     @torch.no_grad()
     def predict_torch(
@@ -124,22 +157,23 @@ class SamPredictor(OriginalPredictor):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Masks for P prompts on the image that was set, coordinates in pixels of the resized image (see `transform`).
 
-        `point_coords` (P, n, 2), `point_labels` (P, n), `boxes` (P, 4), `mask_input` (P, 1, 4G, 4G); unchecked. Besides
-        its results it needs some `sam_blvit.model.decoder.CHUNK_BYTES`, however many prompts there are.
+        `point_coords` (P, n, 2), `point_labels` (P, n), `boxes` (P, 4), `mask_input` (P, 1, 4G, 4G); ValueError, as
+        `sam_blvit.model.prompts.check_prompts` says, for others. Besides its results it needs some
+        `sam_blvit.model.decoder.CHUNK_BYTES`, however many prompts there are.
         Returns masks (P, C, H, W) bool (logits if `return_logits`), predicted IoU (P, C) and logits (P, C, 4G, 4G).
         """
-        self._require_image()
-        points = None if point_coords is None else (point_coords, point_labels)
-        logits, predicted = decode(
-            self.model, self.features, points=points, boxes=boxes, masks=mask_input, multimask_output=multimask_output
-        )
-        masks = enlarge(self.model, logits, self.input_size, self.original_size, binary=not return_logits)
+        with self._lock:
+            self._require_image()
+            prompts = check_prompts(self.model, coords=point_coords, labels=point_labels, boxes=boxes, masks=mask_input)
+            logits, predicted = decode(self.model, self.features, **prompts, multimask_output=multimask_output)
+            masks = enlarge(self.model, logits, self.input_size, self.original_size, binary=not return_logits)
         return masks, predicted, logits
 
     def get_image_embedding(self) -> torch.Tensor:
         """The embedding of the image that was set, (1, 256, G, G); ValueError if there is none."""
-        self._require_image()
-        return super().get_image_embedding()
+        with self._lock:
+            self._require_image()
+            return super().get_image_embedding()
 
     def _require_image(self) -> None:
         if not self.is_image_set:
@@ -157,10 +191,8 @@ class SamPredictor(OriginalPredictor):
         return mask
 
 
-def checked_points(
-    coords: ArrayLike, labels: ArrayLike | None, *, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, 2) float64 and their labels (n,) int32 for an image of `size` (H, W), or ValueError."""
+def checked_points(coords: ArrayLike, labels: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+    """Finite points (n, 2) float64 and their labels (n,) int32, or ValueError."""
     points = _as_floats(coords, "point_coords")
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"point_coords of shape {points.shape}: (n, 2) is expected, one X, Y for each point")
@@ -172,13 +204,21 @@ def checked_points(
     wrong = marks[~np.isin(marks, LABELS)]
     if wrong.size:
         raise ValueError(f"point label {wrong[0]:g} is not 1 (on the object) or 0 (off it)")
-    height, width = size
-    real = marks != -1  # padding stands anywhere
-    inside = ((points >= 0) & (points < (width, height))).all(-1)  # NaN is inside nothing
-    if (real & ~inside).any():
-        x, y = points[real & ~inside][0]
-        raise ValueError(f"point {x:g},{y:g} is outside the image of {width} x {height} pixels (width x height)")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(points.astype(np.float32)).all(-1)
+    if not finite.all():
+        x, y = points[~finite][0]
+        raise ValueError(f"point_coords has {x:g},{y:g}, which is no place; pass finite X, Y in pixels")
     return points, marks.astype(np.int32)
+
+
+def check_inside(points: np.ndarray, *, size: tuple[int, int]) -> None:
+    """ValueError if one of `points` (n, 2) lies outside an image of `size` (H, W)."""
+    height, width = size
+    outside = points[~((points >= 0) & (points < (width, height))).all(-1)]
+    if len(outside):
+        x, y = outside[0]
+        raise ValueError(f"point {x:g},{y:g} is outside the image of {width} x {height} pixels (width x height)")
 
 
 def checked_box(box: ArrayLike, *, size: tuple[int, int]) -> np.ndarray:
@@ -188,7 +228,9 @@ def checked_box(box: ArrayLike, *, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"box of shape {corners.shape}: 4 numbers are expected, X0, Y0, X1, Y1")
     corners = corners.reshape(4)
     text = ",".join(f"{corner:g}" for corner in corners)
-    if not np.isfinite(corners).all():
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(corners.astype(np.float32)).all()
+    if not finite:
         raise ValueError(f"box {text} holds NaN or infinity; pass X0, Y0, X1, Y1 in pixels")
     x0, y0, x1, y1 = corners
     if x0 > x1 or y0 > y1:
@@ -197,6 +239,16 @@ def checked_box(box: ArrayLike, *, size: tuple[int, int]) -> np.ndarray:
     if x1 < 0 or y1 < 0 or x0 >= width or y0 >= height:
         raise ValueError(f"box {text} is outside the image of {width} x {height} pixels (width x height)")
     return corners
+
+
+def _checked_size(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height, width = 0, 0
+    if min(height, width) < 1:
+        raise ValueError(f"original_image_size={size!r} is not (H, W), two whole numbers of pixels")
+    return height, width
 
 
 def _as_floats(values: ArrayLike, name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from sam_blvit.files import output_directory, write_atomically, write_json
 from sam_blvit.measure.latency import now
 from sam_blvit.model.sam import Sam
 from sam_blvit.outputs import JSON, Outputs, plan_outputs
-from sam_blvit.predictor import SamPredictor, checked_box, checked_points
+from sam_blvit.predictor import SamPredictor, check_inside, checked_box, checked_points
 
 Asked = TypeVar("Asked")
 
@@ -41,12 +41,13 @@ class Prompt:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether the best of three masks answers, rather than the one for clear prompts.
+        """Whether the best of three masks answers, rather than the one for clear prompts: for one point alone.
 
-        One point may mean a part or the whole. A box is clearer, but keeping the mask of highest predicted IoU gains
-        1.7 AP for SAM's ViT-B (Prompt-Segment-Anything's README) and more for a model that is trained little.
+        It may mean a part or the whole; SAM's paper and notebooks ask for three masks there only. For boxes the weights
+        of `blvit_s_t` agree: 59.1 mIoU by the single mask, 56.9 by the best of three at keep ratio 0.25 (48 boxes of
+        COCO val2017), and the same at 1.
         """
-        return self.points is None or (self.box is None and len(self.points) == 1)
+        return self.box is None and self.points is not None and len(self.points) == 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and None."""
@@ -177,7 +178,8 @@ def parse_prompt(config: SegmentConfig, size: tuple[int, int]) -> Prompt:
     if texts:
         coords = [parse_numbers(text, "X,Y") for text in texts]
         marks = [1] * len(config.point) + [0] * len(config.negative)
-        points, labels = checked_points(coords, marks, size=size)
+        points, labels = checked_points(coords, marks)
+        check_inside(points, size=size)
     return Prompt(points=points, labels=labels, box=None if config.box is None else _parse_box(config.box, size))
 
 

@@ -437,10 +437,11 @@ def test_a_decoder_of_bfloat16_weights_answers(sam: Sam, embedding: Tensor) -> N
 
 
 @torch.no_grad()
-def test_a_model_of_bfloat16_weights_answers(sam: Sam, embedding: Tensor) -> None:
+def test_a_decoder_and_prompt_encoder_of_bfloat16_weights_answer(sam: Sam, embedding: Tensor) -> None:
     prompt = KINDS["points"]()
     exact = decode(sam, embedding, **prompt, multimask_output=True)
-    sam.bfloat16()
+    for part in (sam.prompt_encoder, sam.mask_decoder):
+        part.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = decode(sam, embedding.bfloat16(), **prompt, multimask_output=True)
     assert (rough[0] - exact[0]).std() < 0.2 * exact[0].std()

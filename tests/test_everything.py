@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -275,3 +276,73 @@ def test_bfloat16_finds_about_the_same(sam: Sam, photograph: np.ndarray, by: str
     assert len(found) == pytest.approx(len(expected), rel=0.3)
     best = [max((one & other).sum() / (one | other).sum() for other in expected) for one in found]
     assert np.median(best) > 0.9
+
+
+# options ------------------------------------------------------------------------------------------------------------
+
+NAN = float("nan")
+GRID = [[0.2, 0.3], [0.7, 0.6]]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"points_per_side": 0}, "points_per_side=0"),
+        ({"points_per_side": 2.5}, "points_per_side=2.5"),
+        ({"points_per_side": None}, "points_per_side or point_grids"),
+        ({"point_grids": [GRID]}, "points_per_side or point_grids"),
+        ({"points_per_batch": 0}, "points_per_batch=0"),
+        ({"points_per_batch": None}, "points_per_batch=None"),
+        ({"crop_n_layers": -1}, "crop_n_layers=-1"),
+        ({"pred_iou_thresh": NAN}, "pred_iou_thresh=nan"),
+        ({"stability_score_thresh": NAN}, "stability_score_thresh=nan"),
+        ({"stability_score_offset": NAN}, "stability_score_offset=nan"),
+        ({"box_nms_thresh": NAN}, "box_nms_thresh=nan"),
+        ({"crop_nms_thresh": NAN}, "crop_nms_thresh=nan"),
+        ({"min_mask_region_area": NAN}, "min_mask_region_area=nan"),
+        ({"pred_iou_thresh": "high"}, "pred_iou_thresh='high'"),
+        ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio=1.5 is not a number from 0 to 1"),
+        ({"crop_n_points_downscale_factor": 0}, "crop_n_points_downscale_factor=0"),
+        (
+            {"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2},
+            "points_per_side=3 leaves no",
+        ),
+        ({"output_mode": "png"}, "output_mode='png' is not one of binary_mask"),
+        ({"points_per_side": None, "point_grids": [GRID], "crop_n_layers": 1}, "point_grids has 1 grids for 2"),
+        ({"points_per_side": None, "point_grids": [[0.5, 0.5]]}, r"point_grids has one of shape \(2,\)"),
+        ({"points_per_side": None, "point_grids": [[[20, 30]]]}, "not pixels"),
+        ({"points_per_side": None, "point_grids": [[[NAN, 0]]]}, "outside 0 to 1"),
+        ({"points_per_side": None, "point_grids": 5}, "point_grids is no list"),
+    ],
+)
+def test_an_option_that_cannot_be_right_is_named(
+    sam: Sam, options: dict[str, Any], named: str, refused: Callable[..., Any]
+) -> None:
+    with refused(ValueError, named):
+        SamAutomaticMaskGenerator(sam, **options)
+
+
+@pytest.mark.parametrize("layers", [3, 40])
+def test_crops_without_pixels_are_refused(sam: Sam, layers: int, refused: Callable[..., Any]) -> None:
+    generator = SamAutomaticMaskGenerator(sam, points_per_side=1, crop_n_layers=layers, crop_overlap_ratio=0)
+    with refused(ValueError, f"crop_n_layers={layers} makes crops without pixels of an image of 30 x 9"):
+        generator.generate(np.zeros((9, 30, 3), np.uint8))
+
+
+def test_point_grids_may_be_lists(sam: Sam, photograph: np.ndarray) -> None:
+    grids = [[[(x + 0.5) / 4, (y + 0.5) / 4] for y in range(4) for x in range(4)]]
+    as_lists, as_arrays = (
+        SamAutomaticMaskGenerator(sam, **{**LOOSE, "points_per_side": None}, point_grids=given).generate(photograph)
+        for given in (grids, [np.array(grids[0])])
+    )
+    assert_same(as_lists, as_arrays)
+
+
+def test_threads_may_share_a_generator(sam: Sam, photograph: np.ndarray) -> None:
+    photographs = [photograph, np.ascontiguousarray(photograph[:, ::-1]), photograph[:90]]
+    generator = SamAutomaticMaskGenerator(sam, **LOOSE)
+    alone = [generator.generate(each) for each in photographs]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(generator.generate, photographs))
+    for mine, expected in zip(together, alone, strict=True):
+        assert_same(mine, expected)

@@ -288,3 +288,56 @@ def test_a_fresh_model_learns_its_efficiency_blocks_last_projections_first(tiny:
     assert still(gradients, ".little.attn.proj.weight") == []
     assert still(gradients, ".little.mlp.leave.weight") == []
     assert still(gradients, "alpha_") == []
+
+
+# what is asked and what it is converted to ----------------------------------------------------------------------------
+
+
+def test_no_image_has_no_masks(new_sam: Callable[..., Sam]) -> None:
+    assert new_sam()([], multimask_output=True) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"point_labels": None}, "point_coords without point_labels"),
+        ({"point_labels": torch.tensor([[7], [1]])}, "point_labels has 7"),
+        ({"point_coords": torch.full((2, 1, 2), torch.nan)}, "point_coords holds NaN"),
+        ({"boxes": torch.zeros(2, 3)}, r"boxes of shape \(2, 3\)"),
+        ({"mask_inputs": torch.zeros(2, 1, 8, 8)}, r"mask_input of shape \(2, 1, 8, 8\)"),
+    ],
+)
+def test_a_wrong_prompt_of_a_batch_is_named(
+    new_sam: Callable[..., Sam], changed: dict[str, Any], named: str, refused: Callable[..., Any]
+) -> None:
+    with refused(ValueError, named):
+        new_sam()([record(SQUARE) | changed], multimask_output=True)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda sam: sam.half(),
+        lambda sam: sam.bfloat16(),
+        lambda sam: sam.double(),
+        lambda sam: sam.to(torch.float16),
+        lambda sam: sam.to("cpu", torch.bfloat16),
+        lambda sam: nn.Sequential(sam).half(),
+    ],
+)
+def test_parameters_of_another_dtype_are_refused_and_nothing_changes(
+    new_sam: Callable[..., Sam], convert: Callable[[Sam], Any], refused: Callable[..., Any]
+) -> None:
+    sam = new_sam()
+    with refused(ValueError, "compute_dtype="):
+        convert(sam)
+    assert {value.dtype for value in sam.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda sam: sam.float(), lambda sam: sam.to("cpu"), lambda sam: sam.to("cpu", torch.float32)]
+)
+def test_a_model_may_be_moved_and_stays_itself(new_sam: Callable[..., Sam], convert: Callable[[Sam], Sam]) -> None:
+    sam = new_sam()
+    assert convert(sam) is sam
+    assert new_sam().to("meta").device.type == "meta"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam_blvit.model.attend import attend, attend_marked, position_marks
+from sam_blvit.model.plain import is_plain
 from sam_blvit.model.router import Summary
 from sam_blvit.model.windows import TokenGrid, take_tokens
 
@@ -67,7 +68,14 @@ class Attention(nn.Module):
         return attend_marked(q, k, v, *self._bias(q, grid, queries), marks, extra)
 
     def _queries_and_keys(self, asking: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q of `asking` (g, Q, C), k and v of `asked` (g, T, C), by head."""
+        """q of `asking` (g, Q, C), k and v of `asked` (g, T, C), by head.
+
+        Of a plain `qkv` only the rows of weights in use are multiplied; any other module is called, once.
+        """
+        if not is_plain(self.qkv, (nn.Linear,)):
+            q, k, v = (self._heads(part) for part in self.qkv(torch.cat([asking, asked], dim=1)).chunk(3, dim=-1))
+            count = asking.shape[1]
+            return q[:, :, :count], k[:, :, count:], v[:, :, count:]
         weight_q, weight_kv = self.qkv.weight.split([self.inner_dim, 2 * self.inner_dim])
         bias_q, bias_kv = self.qkv.bias.split([self.inner_dim, 2 * self.inner_dim])
         k, v = (self._heads(part) for part in F.linear(asked, weight_kv, bias_kv).chunk(2, dim=-1))

@@ -23,7 +23,8 @@ from segment_anything.modeling.common import LayerNorm2d, MLPBlock
 from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from sam_blvit.model.plain import is_plain
 
 CHUNK_BYTES = 512 << 20
 """Memory that prompts decoded together, or masks enlarged together, may take beyond their results, about."""
@@ -234,16 +235,9 @@ def _foldable(decoder: MaskDecoder, sparse: Tensor, embedding: Tensor) -> bool:
     return (
         type(decoder) is MaskDecoder
         and embedding.shape[-2] == embedding.shape[-1]
-        and all(_known(part) for part in decoder.modules())
+        and all(is_plain(part, KNOWN_PARTS) for part in decoder.modules())
         and 1 + len(decoder.mask_tokens.weight) + sparse.shape[1] <= MOST_TOKENS
     )
-
-
-def _known(part: nn.Module) -> bool:
-    listened = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    replaced = vars(part).keys() & {"forward", "predict_masks"} or part._compiled_call_impl is not None
-    odd = getattr(part, "bias", part) is None or any(map(is_traceable_wrapper_subclass, part.parameters(False)))
-    return type(part) in KNOWN_PARTS and not (listened or replaced or odd)
 
 
 def _attend(

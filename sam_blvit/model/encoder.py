@@ -67,6 +67,20 @@ class NeckNorm(LayerNorm2d):
         return super().forward(x.float())
 
 
+class Neck(nn.Sequential):
+    """SAM's neck under SAM's names, which may also read what its first step does not."""
+
+    def forward(self, x: Tensor, *added: Tensor) -> Tensor:
+        """(B, C, Gh, Gw) -> (B, 256, Gh, Gw); each of `added` (B, 256, Gh, Gw) joins after the first step."""
+        enter, *rest = self
+        x = enter(x)
+        for each in added:
+            x = x + each
+        for step in rest:
+            x = step(x)
+        return x
+
+
 class Enlargement(nn.Sequential):
     """The learned step that brings an embedding to a finer grid: each cell becomes `factor` x `factor` cells."""
 
@@ -103,7 +117,7 @@ class ImageEncoder(nn.Module):
                 for layer in config.routers_after
             }
         )
-        self.neck = nn.Sequential(
+        self.neck = Neck(
             nn.Conv2d(config.dim, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
             NeckNorm(EMBEDDING_CHANNELS),
             nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
@@ -252,12 +266,12 @@ class ImageEncoder(nn.Module):
     def _to_embedding(self, x: Tensor, features: dict[int, Tensor]) -> Tensor:
         """The neck, with what it reads of earlier layers, and the enlargement: `x` (B, Gh, Gw, C) to float32
         (B, 256, Gh, Gw) or finer."""
-        enter, *rest = self.neck
-        embedding = enter(x.permute(0, 3, 1, 2))
-        for layer in self.config.neck_layers:
-            embedding = embedding + self.laterals[str(layer - 1)](features[layer]).permute(0, 3, 1, 2)
-        for step in (*rest, *([] if self.enlarge is None else [self.enlarge])):
-            embedding = step(embedding)
+        laterals = (
+            self.laterals[str(layer - 1)](features[layer]).permute(0, 3, 1, 2) for layer in self.config.neck_layers
+        )
+        embedding = self.neck(x.permute(0, 3, 1, 2), *laterals)
+        if self.enlarge is not None:
+            embedding = self.enlarge(embedding)
         return embedding.float()
 
     def num_primary(self, layout: WindowLayout) -> int:

@@ -87,7 +87,7 @@ class TokenRouter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, N) in float32 of tokens `x` (B, N, C)."""
         with torch.autocast(x.device.type, enabled=False):  # bf16 logits would tie
-            return F.linear(x.float(), self.score.weight.float()).squeeze(-1)
+            return self.score(x.float()).squeeze(-1)
 
 
 class RandomRouter(nn.Module):

@@ -6,7 +6,7 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.decoder import decode, enlarge
 from sam_blvit.model.encoder import Encoding, ImageEncoder
+from sam_blvit.model.prompts import check_prompts
 
 
 class Sam(OriginalSam):
@@ -83,23 +84,34 @@ class Sam(OriginalSam):
 
     @torch.no_grad()
     def forward(self, batched_input: list[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
-        """As segment_anything's: one dictionary of prompts an image in, one of masks out; shapes may be mixed."""
+        """As segment_anything's: one dictionary of prompts an image in, one of masks out; shapes may be mixed, and no
+        image has no masks. ValueError for prompts that `check_prompts` does not take."""
+        if not batched_input:
+            return []
         embeddings = self.encode_images([record["image"] for record in batched_input])
         return [
             self._masks_of(record, embedding[None], multimask_output)
             for record, embedding in zip(batched_input, embeddings, strict=True)
         ]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sam:
+        """What `to`, `half`, `double` and a wrapper's do to every tensor. Parameters stay in float32: ValueError."""
+        if (dtype := fn(torch.zeros(1)).dtype) != torch.float32:
+            raise ValueError(
+                f"{self.config.name} cannot be converted to {dtype}: parameters stay float32; for speed set the option "
+                'compute_dtype="bfloat16" when the model is built, or run it under torch.autocast'
+            )
+        return super()._apply(fn, recurse)
+
     def _masks_of(self, record: dict[str, Any], embedding: Tensor, multimask_output: bool) -> dict[str, Tensor]:
-        points = (record["point_coords"], record["point_labels"]) if "point_coords" in record else None
-        logits, iou = decode(
+        prompts = check_prompts(
             self,
-            embedding,
-            points=points,
+            coords=record.get("point_coords"),
+            labels=record.get("point_labels"),
             boxes=record.get("boxes"),
             masks=record.get("mask_inputs"),
-            multimask_output=multimask_output,
         )
+        logits, iou = decode(self, embedding, **prompts, multimask_output=multimask_output)
         masks = enlarge(self, logits, record["image"].shape[-2:], record["original_size"])
         return {"masks": masks, "iou_predictions": iou, "low_res_logits": logits}
 
