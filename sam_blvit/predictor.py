@@ -90,28 +90,16 @@ class SamPredictor(OriginalPredictor):
         with self._lock:
             self.reset_image()
             shape, side = tuple(transformed_image.shape), self.transform.target_length
-            if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
+            if len(shape) != 4 or shape[:2] != (1, 3):
                 raise ValueError(
-                    f"transformed_image of shape {shape}: (1, 3, h, w) is expected, one image whose longest side is "
-                    f"{side}; resize it with transform.apply_image_torch"
+                    f"image of shape {shape}: (1, 3, height, width) is expected; set_image takes (H, W, 3)"
+                )
+            if max(shape[2:]) != side:
+                raise ValueError(
+                    f"image of height {shape[2]} and width {shape[3]}: a longest side of {side} is expected; resize it "
+                    "with transform.apply_image_torch, or call set_image"
                 )
             super().set_torch_image(transformed_image, _checked_size(original_image_size))
-
-    @torch.no_grad()
-    def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
-        """Embed `transformed_image` (1, 3, h, w), 0 to 255, that `transform` resized from `original_image_size` (H, W).
-
-        Raises ValueError if it has another shape, or a longest side that is not the encoder's.
-        """
-        shape, side = tuple(transformed_image.shape), self.model.image_encoder.img_size
-        if len(shape) != 4 or shape[1] != 3:
-            raise ValueError(f"image of shape {shape}: (1, 3, height, width) is expected; set_image takes (H, W, 3)")
-        if max(shape[2:]) != side:
-            raise ValueError(
-                f"image of height {shape[2]} and width {shape[3]}: a longest side of {side} is expected; resize it "
-                "with transform.apply_image_torch, or call set_image"
-            )
-        super().set_torch_image(transformed_image, original_image_size)
 
     def predict(
         self,
