@@ -29,6 +29,9 @@ PREFIXES = ("module.", "model.", "sam.", "_orig_mod.")
 CONTAINERS = ("model", "state_dict", "model_state_dict")
 LOSSLESS = (torch.float32, torch.float64)
 
+FEW = settings(max_examples=settings().max_examples // 6)
+"""Each case writes and loads a model."""
+
 pytestmark = [pytest.mark.property, pytest.mark.filterwarnings("ignore")]
 
 
@@ -62,7 +65,7 @@ def assert_good(state: dict[str, Tensor]) -> None:
     dtype=st.sampled_from(LOSSLESS),
     safetensors=st.booleans(),
 )
-@settings(max_examples=15)
+@FEW
 def test_a_good_state_dict_loads_however_it_is_wrapped(
     prefixes: list[str], inner: str, containers: list[str], dtype: torch.dtype, safetensors: bool
 ) -> None:
@@ -77,7 +80,7 @@ def test_a_good_state_dict_loads_however_it_is_wrapped(
 
 
 @given(name=NAMES, layout=st.sampled_from(["transposed", "strided", "shared", "parameter"]))
-@settings(max_examples=15)
+@FEW
 def test_a_tensor_loads_however_it_lies_in_memory(name: str, layout: str) -> None:
     value = good()[name]
     laid: dict[str, Callable[[], Tensor]] = {
@@ -105,7 +108,7 @@ DAMAGE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @given(name=NAMES, damage=st.sampled_from(sorted(DAMAGE)), prefix=st.sampled_from(["", *PREFIXES]))
-@settings(max_examples=15)
+@FEW
 def test_a_damaged_tensor_is_named_in_one_line(name: str, damage: str, prefix: str) -> None:
     state = {**good(), name: DAMAGE[damage](good()[name])}
     with pytest.raises(CheckpointError, match=re.escape(name)) as error:
@@ -114,7 +117,7 @@ def test_a_damaged_tensor_is_named_in_one_line(name: str, damage: str, prefix: s
 
 
 @given(name=NAMES, extra=st.booleans(), safetensors=st.booleans())
-@settings(max_examples=15)
+@FEW
 def test_a_missing_or_further_tensor_is_named_in_one_line(name: str, extra: bool, safetensors: bool) -> None:
     state = dict(good())
     value = state.pop(name)
