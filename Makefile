@@ -12,7 +12,8 @@ demo: $(VENV)/installed
 	$(BIN)/sam-blvit segment $(PHOTOS)/rocket.jpg --box 305,105,345,415 --output demo
 	$(BIN)/sam-blvit segment $(PHOTOS)/motorcycle_left.png --box 80,70,690,470 --output demo
 	$(BIN)/sam-blvit segment $(PHOTOS)/chelsea.png --point 230,150 --output demo
-	@echo "Look at demo/*_overlay.png and demo/coffee_routing.png"
+	$(BIN)/sam-blvit everything $(PHOTOS)/motorcycle_left.png --points-per-side 16 --output demo
+	@echo "Look at demo/*_overlay.png, demo/motorcycle_left_everything.png and demo/coffee_routing.png"
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
