@@ -33,7 +33,7 @@ from sam_blvit.checkpoint import (
     save_plain_sam,
     save_sam,
 )
-from sam_blvit.config import MODELS, ModelConfig, WeightsConfig, override
+from sam_blvit.config import MODELS, THRESHOLDS, ModelConfig, WeightsConfig, override
 from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
@@ -98,7 +98,7 @@ def test_a_name_that_the_registry_lacks_is_refused_with_those_it_has(refused: Re
 def test_the_default_model_is_the_shipped_one_or_that_of_the_file(
     ours: Path, sam: Sam, build: Callable[..., Sam]
 ) -> None:
-    assert build().config == MODELS["blvit_s_t"]
+    assert build().config == read_checkpoint(SHIPPED_WEIGHTS)[1]
     assert_same_weights(build(ours), sam.state_dict())
     assert build(checkpoint=str(ours), keep_ratio=0.5).image_encoder.keep_ratio == 0.5
 
@@ -115,7 +115,7 @@ def test_a_config_in_place_of_a_file_gives_fresh_weights(tiny: Config) -> None:
 def test_a_commands_checkpoint_without_a_model_says_itself_what_it_is(ours: Path, sam: Sam) -> None:
     for load in (load_model, load_any):
         assert_same_weights(load(WeightsConfig(checkpoint=ours, device="cpu")), sam.state_dict())
-        assert load(WeightsConfig(device="cpu")).config == MODELS["blvit_s_t"]
+        assert load(WeightsConfig(device="cpu")).config == read_checkpoint(SHIPPED_WEIGHTS)[1]
 
 
 def test_a_weight_that_is_not_finite_is_refused_at_load_by_name(sam: Sam, tmp_path: Path, refused: Refused) -> None:
@@ -138,7 +138,8 @@ def test_blvit_s_t_comes_with_its_weights() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sam = sam_model_registry["blvit_s_t"]()
-    assert sam.config == MODELS["blvit_s_t"]
+    own = {name: getattr(sam.config, name) for name in THRESHOLDS}
+    assert sam.config == override(MODELS["blvit_s_t"], **own)
     assert sam.image_encoder.blocks[1].little.mlp.leave.weight.abs().sum() > 0
     assert SHIPPED_WEIGHTS.stat().st_size <= 64e6
 
