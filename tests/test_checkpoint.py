@@ -29,6 +29,7 @@ from sam_blvit.checkpoint import (
     load_any,
     load_model,
     load_sam,
+    read_checkpoint,
     sam_model_registry,
     save_plain_sam,
     save_sam,
