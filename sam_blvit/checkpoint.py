@@ -175,8 +175,7 @@ sam_model_registry = Registry({"default": build_sam, **{name: partial(build_from
 
 
 def load_model(weights: WeightsConfig) -> Sam:
-    """The model that a command's flags name, by registry name or by a checkpoint of ours, at their keep ratio, on their
-    device, and compiled if they ask for it."""
+    """Load the model that a command's flags name, at their keep ratio and on their device; compile it if they say so."""
     chosen = {"keep_ratio": weights.keep_ratio, "image_size": weights.image_size}
     overrides = {name: value for name, value in chosen.items() if value is not None}
     if weights.model is None:

@@ -63,7 +63,9 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
-    """Tensors by name, out of known wrappings, with a warning; and the config if the file is one of ours.
+    """Read the tensors of a checkpoint by name, and the config if the file is one of ours.
+
+    Known wrappings are taken off, with a warning.
 
     Raises:
         CheckpointError: one line, if the file is no checkpoint, or naming a tensor that `check_values` refuses.

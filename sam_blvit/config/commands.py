@@ -16,9 +16,9 @@ class WeightsConfig:
     """Which model a command runs, and where."""
 
     model: str | None = None
-    """Registry name, or the path of a checkpoint of ours. Default: the model in `checkpoint`, else blvit_s_t."""
+    """Registry name, or path of one of our checkpoints. Default: the model in `checkpoint`; without one, blvit_s_t."""
     checkpoint: Path | None = None
-    """A checkpoint of ours, or with `model` a plain SAM .pth of its size. Default: blvit_s_t's own weights."""
+    """One of our checkpoints, or a plain SAM .pth of the size that `model` names. Default: blvit_s_t's own weights."""
     base: Path | None = None
     """The SAM that an adapter was trained for, if the checkpoint is an adapter."""
     keep_ratio: float | None = None

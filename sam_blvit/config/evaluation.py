@@ -26,7 +26,7 @@ class EvaluationConfig(WeightsConfig):
 
     model: str | None = None
     """Registry name, the path of a checkpoint of ours, or module:function, which returns a segment_anything Sam (given
-    `checkpoint`, if there is one, under that name). Default: the model in `checkpoint`, else blvit_s_t."""
+    `checkpoint`, if there is one, under that name). Default: the model in `checkpoint`; without one, blvit_s_t."""
     annotations: Path
     """Annotations in LVIS v0.5, LVIS v1 or COCO format."""
     images: Path

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from sam_blvit.data.ids import checked_id
+from sam_blvit.data.ids import checked_count, checked_id
 from sam_blvit.data.images import read_image, size_mismatch
 from sam_blvit.files import parse_json
 
@@ -266,7 +266,7 @@ def _checked_runs(runs: Mapping[str, Any], height: int, width: int) -> dict[str,
         swapped = ", height and width swapped" if list(runs["size"]) == [width, height] else ""
         raise ValueError(f"size {runs['size']} instead of {[height, width]}{swapped}")
     if isinstance(counts, list):
-        lengths = [checked_id(value) for value in counts]
+        lengths = [checked_count(value) for value in counts]
     else:
         lengths = run_lengths(counts if isinstance(counts, bytes) else counts.encode("ascii"))
     if sum(lengths) != height * width or min(lengths, default=0) < 0:
@@ -312,7 +312,7 @@ def _path(value: Any) -> PurePosixPath:
 
 
 def _side(value: Any) -> int:
-    if checked_id(value) == 0:
+    if checked_count(value) == 0:
         raise ValueError("0 is not a number of pixels")
     return int(value)
 
