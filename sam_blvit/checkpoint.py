@@ -175,7 +175,7 @@ sam_model_registry = Registry({"default": build_sam, **{name: partial(build_from
 
 
 def load_model(weights: WeightsConfig) -> Sam:
-    """Load the model that a command's flags name, at their keep ratio and on their device; compile it if they say so."""
+    """Load the model that a command's flags name, at their keep ratio and on their device; compiled if they say so."""
     chosen = {"keep_ratio": weights.keep_ratio, "image_size": weights.image_size}
     overrides = {name: value for name, value in chosen.items() if value is not None}
     if weights.model is None:
