@@ -31,8 +31,8 @@ from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.model.windows import TokenGrid
 from sam_blvit.train.optim import freeze
+from sam_blvit.train.predict import predict_all
 from sam_blvit.train.preflight import PASSES
-from sam_blvit.train.rounds import predict_all
 from sam_blvit.train.sampling import Draws
 from sam_blvit.train.simulate import plan_rounds
 from sam_blvit.train.teacher import teacher_model

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import fields, replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from sam_blvit.model.build import build_sam
 from sam_blvit.model.decoder import predict_masks
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.losses import Heads, MaskLoss, Truth, compare, mask_loss
-from sam_blvit.train.rounds import Answer, Question, answer_all, embed_points, mask_losses, predict_all
+from sam_blvit.train.predict import Answer, embed_points, predict_all
+from sam_blvit.train.rounds import PromptedMasks, ask, mask_losses
 from sam_blvit.train.sampling import Draws, loss_places
 from sam_blvit.train.simulate import add_error_points, draw_prompts
 
@@ -59,18 +61,22 @@ def losses(sam: Sam, of: Sample, at: Tensor | None = None, **settings: Any) -> M
 
 
 @contextmanager
-def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[Question, Answer]]]]:
-    """What is asked and answered: turn by turn, boxes before single points before several."""
-    turns: list[list[tuple[Question, Answer]]] = []
+def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[PromptedMasks, Answer]]]]:
+    """What is asked and answered: round by round, boxes before single points before several."""
+    rounds: list[list[tuple[PromptedMasks, Answer]]] = []
 
-    def asked(decoder: Callable[..., Answer], embeddings: Tensor, questions: list[Question]) -> list[Answer]:
-        answers = answer_all(decoder, embeddings, questions)
-        turns.append(list(zip(questions, answers, strict=True)))
+    def asked(decoder: Callable[..., Answer], embeddings: Tensor, group: list[PromptedMasks]) -> list[Answer]:
+        answers = ask(decoder, embeddings, group)
+        for masks, answer in zip(group, answers, strict=True):
+            number = len(masks.losses)
+            if number == len(rounds):
+                rounds.append([])
+            rounds[number].append((copy(masks), answer))  # a copy, as `masks` moves on to the next round
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr("sam_blvit.train.rounds.answer_all", asked)
-        yield turns
+        patch.setattr("sam_blvit.train.rounds.ask", asked)
+        yield rounds
 
 
 @contextmanager
@@ -83,7 +89,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return predict_masks(decoder, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sam_blvit.train.rounds.predict_masks", asked)
+        patch.setattr("sam_blvit.train.predict.predict_masks", asked)
         yield calls
 
 
@@ -115,7 +121,7 @@ def test_the_decoder_is_asked_as_often_as_the_kind_of_training_says(
     assert calls == [1] * rounds
 
 
-def slow_losses(of: Sample, turns: list[list[tuple[Question, Answer]]]) -> dict[int, Tensor]:
+def slow_losses(of: Sample, turns: list[list[tuple[PromptedMasks, Answer]]]) -> dict[int, Tensor]:
     """Loss by annotation, from what the decoder answered, mask by mask."""
     groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
     found = {}
@@ -195,15 +201,15 @@ def test_correction_rounds_add_a_point_at_an_error_of_the_last_answer_and_the_la
     groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
     for g, group in enumerate(groups):
         questions = [turn[g][0] for turn in turns]
-        tokens = [question.labels.shape[1] for question in questions]
+        tokens = [question.prompts.labels.shape[1] for question in questions]
         assert tokens == [tokens[0], tokens[0] + 1, tokens[0] + 2, tokens[0] + 2]
         for number in (1, 2):
-            coords, labels, last = questions[number].coords, questions[number].labels, questions[number].last
+            prompts, last = questions[number].prompts, questions[number].last
             assert last is not None
             answer = F.interpolate(last, (SIDE, SIDE), mode="bilinear")[:, 0] > 0
             for i, mask in enumerate(group.masks.tolist()):
-                column, row = (int((c + 0.5) / 2) for c in coords[i, -1].tolist())
-                assert labels[i, -1] == of.masks[mask, row, column].long()
+                column, row = (int((c + 0.5) / 2) for c in prompts.coords[i, -1].tolist())
+                assert prompts.labels[i, -1] == of.masks[mask, row, column].long()
                 assert answer[i, row, column] != of.masks[mask, row, column]
                 assert row < 48
 
@@ -278,7 +284,7 @@ def test_losses_are_fp32_and_coordinates_exact_under_autocast(sam: Sam, monkeypa
         embedded.append(embed_points(*given))
         return embedded[-1]
 
-    monkeypatch.setattr("sam_blvit.train.rounds.embed_points", embedding_points)
+    monkeypatch.setattr("sam_blvit.train.predict.embed_points", embedding_points)
     with torch.autocast("cpu", dtype=torch.bfloat16), recording(monkeypatch) as turns:
         rough = losses(sam, sample(), prompts="evs")  # no prompt depends on an answer
     assert all(logits.dtype == torch.bfloat16 for turn in turns for _, (logits, _) in turn)
@@ -324,7 +330,7 @@ def test_the_decoder_is_asked_for_all_prompts_of_as_many_tokens_at_once(
     samples, embeddings = photographs()
     with recording(monkeypatch) as turns, counting(monkeypatch) as calls:
         mask_losses(sam, samples, embeddings, prompts="mixed", correction_rounds=1, seed=0)
-    kinds = [{question.labels.shape[1] for question, _ in turn} for turn in turns]
+    kinds = [{asked.prompts.labels.shape[1] for asked, _ in turn} for turn in turns]
     assert len(calls) == sum(len(tokens) for tokens in kinds) < sum(len(turn) for turn in turns)
     assert sum(calls) == 3 * 11
 
