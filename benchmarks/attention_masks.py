@@ -50,9 +50,9 @@ def line(name: str, masks: Sequence[NDArray[np.bool_]], reference: Sequence[NDAr
 
 def main(annotations: Path, root: Path, number: int) -> None:
     """Print a Markdown table."""
-    records, instances = read_instances(annotations)
-    of_image = by_image([instance for instance in instances if not instance.crowd])
-    images = find_images([records[image_id] for image_id in of_image][:number], root)
+    dataset = read_instances(annotations)
+    of_image = by_image([instance for instance in dataset.instances if not instance.crowd])
+    images = find_images([dataset.records[image_id] for image_id in of_image][:number], root)
     boxes = [instance for image in images for instance in of_image[image.image_id]]
     with attention_way("eager"):
         reference = masks_of(sam_model_registry["blvit_tiny"](), images, boxes)

@@ -13,10 +13,10 @@ from sam_blvit.data.instances import read_instances
 
 def box_filling_miou(annotations: Path) -> float:
     """Instance mean in percent over annotations that are no crowd and have a pixel."""
-    images, instances = read_instances(annotations)
+    dataset = read_instances(annotations)
     ious = []
-    for instance in (a for a in instances if not a.crowd):
-        image = images[instance.image_id]
+    for instance in (a for a in dataset.instances if not a.crowd):
+        image = dataset.records[instance.image_id]
         mask = instance.mask(image.height, image.width)
         x, y, width, height = instance.box
         filled = np.zeros_like(mask)

@@ -59,9 +59,12 @@ def ours(sam: Sam, images: Sequence[ImageFile], instances: Sequence[Instance]) -
 
 def main(annotations: Path, root: Path, number: int) -> None:
     """Print both rates, their ratio turn by turn, and how far the mean IoUs are apart."""
-    records, annotated = read_instances(annotations)
+    dataset = read_instances(annotations)
+    records = dataset.records
     masked = [
-        a for a in annotated if not a.crowd and a.mask(records[a.image_id].height, records[a.image_id].width).any()
+        a
+        for a in dataset.instances
+        if not a.crowd and a.mask(records[a.image_id].height, records[a.image_id].width).any()
     ]
     images = find_images([records[image_id] for image_id in by_image(masked)][:number], root)
     instances = [instance for image in images for instance in by_image(masked)[image.image_id]]

@@ -205,9 +205,9 @@ def picture_of(checkpoint: Path) -> str:
 
 def router_look(config: LookConfig) -> None:
     """Print the table and write it, with a picture of each checkpoint. ValueError, one line, if an input is no good."""
-    records, annotated = read_instances(config.annotations)
-    objects = by_image([instance for instance in annotated if not instance.crowd])
-    images = find_images([records[image_id] for image_id in objects][: config.limit], config.images)
+    dataset = read_instances(config.annotations)
+    objects = by_image([instance for instance in dataset.instances if not instance.crowd])
+    images = find_images([dataset.records[image_id] for image_id in objects][: config.limit], config.images)
     instances = [instance for image in images for instance in objects[image.image_id]]
     photos = config.photos or [Path(skimage.__file__).parent / "data" / name for name in PHOTOS]
     output = output_directory(config.output)

@@ -360,9 +360,9 @@ def fitted(sam: Sam, config: OracleConfig, data: Path) -> str:
 
 def router_oracle(config: OracleConfig) -> None:
     """Print the tables, and write them. ValueError, one line, if model, photographs or annotations do not serve."""
-    records, annotated = read_instances(config.annotations)
-    objects = by_image([instance for instance in annotated if not instance.crowd])
-    images = find_images([records[image_id] for image_id in objects][: config.limit], config.images)
+    dataset = read_instances(config.annotations)
+    objects = by_image([instance for instance in dataset.instances if not instance.crowd])
+    images = find_images([dataset.records[image_id] for image_id in objects][: config.limit], config.images)
     instances = [instance for image in images for instance in objects[image.image_id]]
     sam, model = prepared(config)
     has_learnt = config.model is None and sam.config.router == "learned"

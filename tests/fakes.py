@@ -100,9 +100,9 @@ class FakeSam(nn.Module):
 
 def perfect(checkpoint: str | None = None) -> FakeSam:
     """Answers every prompt with the annotated object that it means."""
-    records, instances = read_instances(os.environ[ANNOTATIONS])
-    files = find_images(list(records.values()), Path(os.environ[IMAGES]))
-    objects = [[a for a in instances if a.image_id == file.image_id] for file in files]
+    dataset = read_instances(os.environ[ANNOTATIONS])
+    files = find_images(list(dataset.records.values()), Path(os.environ[IMAGES]))
+    objects = [[a for a in dataset.instances if a.image_id == file.image_id] for file in files]
 
     def answer(index: int, point: np.ndarray | None, box: np.ndarray | None, size: tuple[int, int]) -> Mask:
         masks = [a.mask(*size) if size == (files[index].height, files[index].width) else None for a in objects[index]]

@@ -19,7 +19,7 @@ from sam_blvit.data.manifest import read_ids
 from sam_blvit.data.sa1b import Sa1b
 from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
-from sam_blvit.evaluate.detection import check_annotations
+from sam_blvit.evaluate.judges import check_annotations
 from sam_blvit.evaluate.truths import check_truths
 from synthetic import write_flat
 
@@ -97,7 +97,7 @@ def outcome(read: Callable[[], Any], *, names: tuple[str, ...]) -> Any:
 def instance_with(path: Path, field: str, value: Any, *, names: tuple[str, ...]) -> Any:
     """The annotation in a file whose annotation has this `value`, or REFUSED."""
     path.write_text(json.dumps(content_with("annotations", field, value)))
-    found = outcome(lambda: read_instances(path)[1], names=names)
+    found = outcome(lambda: read_instances(path).instances, names=names)
     if found is REFUSED:
         return REFUSED
     assert len(found) == 1
@@ -153,7 +153,7 @@ def test_an_annotations_ids(path: Path, field: str, value: Any) -> None:
 @given(field=st.sampled_from(["id", "height", "width", "file_name", "coco_url"]), value=VALUES)
 def test_an_images_fields(path: Path, field: str, value: Any) -> None:
     path.write_text(json.dumps(content_with("images", field, value)))
-    found = outcome(lambda: read_instances(path)[0], names=("image 1", "image ", "annotation 5 is of image 1"))
+    found = outcome(lambda: read_instances(path).records, names=("image 1", "image ", "annotation 5 is of image 1"))
     if field == "id":
         right = value == 1 and type(value) is int
     elif field in ("height", "width"):
@@ -251,20 +251,24 @@ def test_what_is_measured_has_a_possible_area_and_a_box_on_its_image(
     content = content_with("annotations", "area", area)
     content["annotations"][0]["bbox"] = list(box)
     path.write_text(json.dumps(content))
-    images, instances = read_instances(path)
+    dataset = read_instances(path)
     x, y, w, h = box
     pixels = rectangle(max(x, 0), max(y, 0), max(0, min(x, 0) + w), max(0, min(y, 0) + h))
     on_image = pixels.any() or (w * h == 0 and 0 <= x < WIDTH and 0 <= y < HEIGHT)
     if w * h == 0 and not on_image:
         return  # a line across the edge of the image is neither
     right = on_image and 0 < area <= min(HEIGHT * WIDTH, (w + 1) * (h + 1))
-    assert (outcome(lambda: check_truths(instances, images), names=("annotation 5: ",)) is not REFUSED) == right
+    assert (
+        outcome(lambda: check_truths(dataset.instances, dataset.records), names=("annotation 5: ",)) is not REFUSED
+    ) == right
 
 
 @given(judge=st.sampled_from(["coco", "lvis"]), value=VALUES)
 def test_a_category_is_listed_or_named(path: Path, judge: str, value: Any) -> None:
     path.write_text(json.dumps(content_with("categories", "id", value)))
-    found = outcome(lambda: check_annotations(path, [1], judge), names=("is of category 2", "whole number 'id'"))
+    found = outcome(
+        lambda: check_annotations(read_instances(path), [1], judge), names=("is of category 2", "whole number 'id'")
+    )
     assert (found is not REFUSED) == (value == 2 and type(value) is int)
 
 
@@ -277,13 +281,14 @@ def test_a_category_is_listed_or_named(path: Path, judge: str, value: Any) -> No
 def test_fields_of_lvis(path: Path, place: tuple[str, str], value: Any) -> None:
     part, field = place
     path.write_text(json.dumps(content_with(part, field, value)))
-    found = outcome(lambda: check_annotations(path, [1], "lvis"), names=("image 1", "category 2"))
+    dataset = read_instances(path)
+    found = outcome(lambda: check_annotations(dataset, [1], "lvis"), names=("image 1", "category 2"))
     if field == "frequency":
         right = isinstance(value, str) and value in ("r", "c", "f")
     else:
         right = isinstance(value, list) and all(map(is_id, value))
     assert (found is not REFUSED) == right
-    assert check_annotations(path, [1], "coco")
+    check_annotations(dataset, [1], "coco")
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,9 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def read(root: Path) -> tuple[list[ImageFile], list[Instance]]:
-    records, instances = read_instances(root / "annotations.json")
-    return find_images(list(records.values()), root), [instance for instance in instances if not instance.crowd]
+    dataset = read_instances(root / "annotations.json")
+    objects = [instance for instance in dataset.instances if not instance.crowd]
+    return find_images(list(dataset.records.values()), root), objects
 
 
 def rectangle(rows: slice, columns: slice) -> np.ndarray:

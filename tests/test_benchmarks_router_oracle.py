@@ -179,9 +179,9 @@ def test_all_rankings_give_the_same_scores_to_other_tokens(sam: Sam) -> None:
 
 
 def measured(sam: Sam, root: Path, keep_ratios: tuple[float, ...] = (0.25,)) -> dict[tuple[float, str], list[Outcome]]:
-    records, instances = read_instances(root / "annotations.json")
-    images = find_images(list(records.values()), root)
-    usable = [instance for instance in instances if not instance.crowd]
+    data = read_instances(root / "annotations.json")
+    images = find_images(list(data.records.values()), root)
+    usable = [instance for instance in data.instances if not instance.crowd]
     return router_oracle.measure(sam, images, usable, keep_ratios=keep_ratios, rankings=RANKINGS)
 
 
@@ -200,8 +200,8 @@ def test_every_way_is_measured_on_every_photograph(sam: Sam, dataset: Path) -> N
 @torch.no_grad()
 def test_a_way_is_compared_with_the_dense_embedding_on_the_photographs_own_tokens(sam: Sam, dataset: Path) -> None:
     found = measured(sam, dataset)[0.25, "learned router"][1]
-    records, instances = read_instances(dataset / "annotations.json")
-    image = find_images([records[4]], dataset)[0]
+    data = read_instances(dataset / "annotations.json")
+    image = find_images([data.records[4]], dataset)[0]
     predictor, embeddings = SamPredictor(sam), []
     for keep_ratio in (1, 0.25):
         sam.image_encoder.keep_ratio = keep_ratio
@@ -211,7 +211,7 @@ def test_a_way_is_compared_with_the_dense_embedding_on_the_photographs_own_token
     cosines = (dense * mine).sum(0) / dense.norm(dim=0) / mine.norm(dim=0)
     assert found.cosine == pytest.approx(cosines.mean().item())
     assert found.error == pytest.approx(100 * ((dense - mine).norm() / dense.norm()).item() ** 2)
-    for expected, instance in zip(found.ious, [one for one in instances if one.image_id == 4], strict=True):
+    for expected, instance in zip(found.ious, [one for one in data.instances if one.image_id == 4], strict=True):
         x, y, width, height = instance.box
         masks, predicted, _ = predictor.predict(box=np.array([x, y, x + width, y + height]))
         assert expected == pytest.approx(iou(masks[predicted.argmax()], instance.mask(100, 128)))

@@ -112,7 +112,7 @@ def test_training_finds_every_file_name_that_evaluation_finds(
     monkeypatch.chdir(tmp_path)
     root = Path(data) if relative else tmp_path / data
     found = Coco("own.json", root)
-    evaluated = find_images(list(read_instances("own.json")[0].values()), root)
+    evaluated = find_images(list(read_instances("own.json").records.values()), root)
     for index, file in enumerate(evaluated):
         np.testing.assert_array_equal(found.read(index).pixels, file.pixels())
     inside = {"photographs": "val2017", "elsewhere/../photographs": "val2017", "elsewhere": "../photographs/val2017"}

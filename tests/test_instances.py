@@ -13,7 +13,9 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from sam_blvit.data.instances import ImageRecord, Instance, find_images, read_instances, run_lengths
+from sam_blvit.data.instances import ImageRecord, Instance, find_images, read_instances
+from sam_blvit.data.segmentation import run_lengths
+from sam_blvit.files import file_sha256
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real_eval"
 HEIGHT, WIDTH = 10, 12
@@ -121,18 +123,26 @@ def test_a_malformed_segmentation_names_its_annotation(segmentation: Any, reason
 def test_coco_and_lvis_entries_are_read(write: Any) -> None:
     lvis = image(id=2, file_name=..., coco_url="http://images.cocodataset.org/train2017/two.jpg")
     path = write([image(), lvis], [entry(), entry(id=6, image_id=2, iscrowd=1)])
-    images, (first, second) = read_instances(path)
+    dataset = read_instances(path)
+    images, (first, second) = dataset.records, dataset.instances
     assert images[1] == ImageRecord(1, HEIGHT, WIDTH, name="one.jpg", split="")
     assert images[2] == ImageRecord(2, HEIGHT, WIDTH, name="two.jpg", split="train2017")
     assert (first.ann_id, first.category_id, first.area, first.box) == (5, 2, 25.0, (2.0, 3.0, 5.0, 5.0))
     assert (first.crowd, second.crowd) == (False, True)
 
 
+def test_a_dataset_keeps_the_content_and_the_hash_of_its_file(write: Any) -> None:
+    path = write([image(license=3)], [entry(), entry(id=6)])
+    dataset = read_instances(path)
+    assert dataset.content == json.loads(path.read_text())
+    assert dataset.identity == {"file": "annotations.json", "sha256": file_sha256(path)}
+
+
 @pytest.mark.parametrize(
     ("value", "crowd"), [(0, False), (1, True), (False, False), (True, True), (None, False), (..., False)]
 )
 def test_a_crowd_is_one_by_number_or_truth(write: Any, value: Any, crowd: bool) -> None:
-    _, (found,) = read_instances(write([image()], [entry(iscrowd=value)]))
+    (found,) = read_instances(write([image()], [entry(iscrowd=value)])).instances
     assert found.crowd is crowd
 
 
@@ -160,8 +170,8 @@ def test_pixels_are_counted_whatever_the_annotated_area(segmentation: Any, pixel
 
 
 def test_photographs_alone_are_read_where_that_is_asked_for(write: Any) -> None:
-    images, instances = read_instances(write([image()], []), may_be_empty=True)
-    assert (list(images), instances) == ([1], [])
+    dataset = read_instances(write([image()], []), may_be_empty=True)
+    assert (list(dataset.records), dataset.instances) == ([1], [])
 
 
 @pytest.mark.parametrize(
@@ -279,16 +289,16 @@ def test_missing_photographs_are_counted_by_split_and_the_remedy_is_named(tmp_pa
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "sizes"), [("instances.json", (202, 1675)), ("lvis_val_9.json", (9, 55))])
 def test_real_masks_equal_those_of_cocos_own_reader(name: str, sizes: tuple[int, int]) -> None:
-    images, instances = read_instances(REAL / name)
-    assert (len(images), len(instances)) == sizes
+    dataset = read_instances(REAL / name)
+    assert (len(dataset.records), len(dataset.instances)) == sizes
     coco = COCO(REAL / name)
-    crowds = [i for i in instances if i.crowd][:2]
-    for one in [*instances[:15], *crowds]:
-        record = images[one.image_id]
+    crowds = [i for i in dataset.instances if i.crowd][:2]
+    for one in [*dataset.instances[:15], *crowds]:
+        record = dataset.records[one.image_id]
         np.testing.assert_array_equal(one.mask(record.height, record.width), coco.annToMask(coco.anns[one.ann_id]))
 
 
 @pytest.mark.data
 def test_real_photographs_are_found() -> None:
-    images, _ = read_instances(REAL / "instances.json")
-    assert len(find_images(list(images.values()), REAL / "images")) == 202
+    dataset = read_instances(REAL / "instances.json")
+    assert len(find_images(list(dataset.records.values()), REAL / "images")) == 202

@@ -40,10 +40,10 @@ def sam(tiny: Callable[..., ModelConfig], randomize: Callable[[Sam], Sam]) -> Sa
 
 
 def measured(sam: Sam, root: Path, *, backwards: bool = False, **how: Any) -> Measurement:
-    records, instances = read_instances(root / "annotations.json")
-    images = find_images(list(records.values()), root)
+    data = read_instances(root / "annotations.json")
+    images = find_images(list(data.records.values()), root)
     step = -1 if backwards else 1
-    return measure_masks(sam, images[::step], instances[::step], dataclasses.replace(PAPER, **how))
+    return measure_masks(sam, images[::step], data.instances[::step], dataclasses.replace(PAPER, **how))
 
 
 def by_the_predictor(sam: Sam, image: ImageFile, instance: Instance) -> dict[str, float]:
@@ -70,11 +70,11 @@ def by_the_predictor(sam: Sam, image: ImageFile, instance: Instance) -> dict[str
 
 
 def test_every_number_is_that_of_segment_anythings_predictor(sam: Sam, dataset: Path) -> None:
-    records, instances = read_instances(dataset / "annotations.json")
-    images = {image.image_id: image for image in find_images(list(records.values()), dataset)}
+    data = read_instances(dataset / "annotations.json")
+    images = {image.image_id: image for image in find_images(list(data.records.values()), dataset)}
     rows = {row.ann_id: row for row in measured(sam, dataset, prompts_per_batch=1, oracle=True).rows}
-    assert set(rows) == {a.ann_id for a in instances} - {EMPTY["id"]}
-    for instance in instances:
+    assert set(rows) == {a.ann_id for a in data.instances} - {EMPTY["id"]}
+    for instance in data.instances:
         if instance.ann_id == EMPTY["id"]:
             continue
         image, row = images[instance.image_id], dataclasses.asdict(rows[instance.ann_id])
@@ -136,9 +136,9 @@ def test_a_photograph_without_objects_is_not_read(sam: Sam, dataset: Path) -> No
 
 
 def test_objects_of_photographs_that_were_not_given_are_refused(sam: Sam, dataset: Path, refused: Any) -> None:
-    records, instances = read_instances(dataset / "annotations.json")
+    data = read_instances(dataset / "annotations.json")
     with refused(ValueError, "instances of 1 images that are not among `images`, first 2"):
-        measure_masks(sam, find_images([records[1]], dataset), instances, PAPER)
+        measure_masks(sam, find_images([data.records[1]], dataset), data.instances, PAPER)
 
 
 def test_the_lowest_of_all_were_among_the_lowest_when_they_came() -> None:
@@ -194,11 +194,11 @@ def test_a_polygon_of_a_pixel_is_measured(sam: Sam, dataset: Path) -> None:
 
 @pytest.mark.data
 def test_real_lvis_photographs_are_measured(sam: Sam) -> None:
-    records, instances = read_instances(REAL / "lvis_val_9.json")
-    wanted = list(dict.fromkeys(a.image_id for a in instances))[:3]
-    images = find_images([records[image_id] for image_id in wanted], REAL / "images")
-    result = measure_masks(sam, images, [a for a in instances if a.image_id in wanted], PAPER)
-    assert len(result.rows) + len(result.skipped_empty) == sum(a.image_id in wanted for a in instances)
+    data = read_instances(REAL / "lvis_val_9.json")
+    wanted = list(dict.fromkeys(a.image_id for a in data.instances))[:3]
+    images = find_images([data.records[image_id] for image_id in wanted], REAL / "images")
+    result = measure_masks(sam, images, [a for a in data.instances if a.image_id in wanted], PAPER)
+    assert len(result.rows) + len(result.skipped_empty) == sum(a.image_id in wanted for a in data.instances)
     for row in result.rows:
         assert row.npix == pytest.approx(row.area, rel=0.5, abs=40)  # the right mask for the right object
         assert all(0 <= value <= 100 for value in (row.iou_box, row.iou_1pt, row.iou_3pt))

@@ -141,12 +141,36 @@ def test_perfect_masks_of_the_annotated_boxes_have_an_ap_of_100(
     assert summary["ap"]["AP"] == 0
 
 
+@pytest.mark.parametrize(
+    ("evaluate", "asked"),
+    [(evaluate_lvis, {}), (evaluate_lvis, {"boxes": "gt"}), (evaluate_coco, {"boxes": "gt"})],
+    ids=["mIoU", "LVIS AP", "COCO AP"],
+)
+def test_annotations_are_read_once(
+    config: Configured,
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    evaluate: Callable[..., Any],
+    asked: dict[str, Any],
+) -> None:
+    given, opened, plain = config(**asked), [], open
+
+    def noting(file: Any, *others: Any, **named: Any) -> Any:
+        opened.append(file)
+        return plain(file, *others, **named)
+
+    monkeypatch.setattr("builtins.open", noting)
+    monkeypatch.setattr("io.open", noting)  # which pathlib calls
+    evaluate(given)
+    assert opened.count(dataset / "annotations.json") == 1
+
+
 @pytest.mark.data
 def test_a_box_filler_scores_what_a_direct_computation_says(tmp_path: Path) -> None:
-    images, instances = read_instances(REAL / "instances.json")
+    dataset = read_instances(REAL / "instances.json")
     ious = []
-    for instance in (a for a in instances if not a.crowd):
-        truth = instance.mask(images[instance.image_id].height, images[instance.image_id].width)
+    for instance in (a for a in dataset.instances if not a.crowd):
+        truth = instance.mask(dataset.records[instance.image_id].height, dataset.records[instance.image_id].width)
         x, y, width, height = instance.box
         filled = np.zeros_like(truth)
         filled[round(y) : round(y + height), round(x) : round(x + width)] = True

@@ -67,10 +67,10 @@ def drawn(validation: Validation, kind: str) -> list[int]:
 def test_the_numbers_are_the_evaluators(tmp_path: Path, sam: Sam) -> None:
     coco = annotated(tmp_path, (1, 2, 3), [*squares((1, 2, 3)), CROWD])
     scores = made(config_of(tmp_path, coco=coco))(sam)
-    records, instances = read_instances(coco / "annotations.json")
-    images = find_images(list(records.values()), coco)
+    dataset = read_instances(coco / "annotations.json")
+    images = find_images(list(dataset.records.values()), coco)
     how = MaskMeasure(protocol=PROTOCOLS["blvit"])
-    rows = measure_masks(sam.eval(), images, [a for a in instances if not a.crowd], how).rows
+    rows = measure_masks(sam.eval(), images, [a for a in dataset.instances if not a.crowd], how).rows
     expected = {p: sum(getattr(row, f"iou_{p}") for row in rows) / len(rows) for p in ("box", "1pt", "3pt")}
     assert scores == pytest.approx(
         {f"val/annotations/{p}": mean for p, mean in expected.items()} | {"score": sum(expected.values()) / 3}

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sam_blvit.data.annotated import Annotated
 from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_images, read_instances
-from sam_blvit.files import file_sha256
 
 
 class Coco:
@@ -27,13 +26,19 @@ class Coco:
     """
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
-        """Crowds are left out, counted and said. ValueError, one line, where the annotations are malformed, a mask
-        cannot be drawn, or a photograph is not found in directory `images`."""
-        records, instances = read_instances(annotations, may_be_empty=True)
-        objects = [instance for instance in instances if not instance.crowd]
-        if crowds := len(instances) - len(objects):
+        """Crowds are left out, with a warning that counts them.
+
+        Raises:
+            ValueError: if the annotations are malformed, a mask cannot be drawn, or a photograph is not found in
+                directory `images`.
+        """
+        dataset = read_instances(annotations, may_be_empty=True)
+        records = dataset.records
+        objects = [instance for instance in dataset.instances if not instance.crowd]
+        if crowds := len(dataset.instances) - len(objects):
             warnings.warn(
-                f"annotations {annotations}: {crowds} crowds of {len(instances)} annotations are left out", stacklevel=2
+                f"annotations {annotations}: {crowds} crowds of {len(dataset.instances)} annotations are left out",
+                stacklevel=2,
             )
         try:
             check_masks(objects, records)
@@ -44,7 +49,7 @@ class Coco:
         for instance in objects:
             of_image[instance.image_id].append(instance)
         self.name = str(annotations)
-        self.annotations_sha256 = file_sha256(annotations)
+        self.annotations_sha256 = dataset.sha256
         self.image_ids: NDArray[np.int64] = np.array([file.image_id for file in files], dtype=np.int64)
         # not relative_to, which refuses absolute file names
         self._locations = [os.path.splitext(os.path.relpath(file.path, images))[0] for file in files]

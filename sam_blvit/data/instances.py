@@ -6,20 +6,31 @@ parts of `coco_url` say which and where.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from sam_blvit.data.ids import checked_count, checked_id
+from sam_blvit.data.fields import (
+    checked_box,
+    checked_crowd,
+    checked_number,
+    checked_path,
+    checked_side,
+    malformed,
+    read_field,
+    reason,
+)
+from sam_blvit.data.ids import checked_id
 from sam_blvit.data.images import read_image, size_mismatch
+from sam_blvit.data.segmentation import drawable, packed
 from sam_blvit.files import parse_json
 
 MERGED = "trainval"
@@ -29,8 +40,6 @@ COCO_2014_PREFIX = "COCO_"
 NAMED_AT_MOST = 3
 PIXEL_LIMIT = 2**32
 """The first number of pixels that pycocotools cannot count."""
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -96,37 +105,61 @@ class Instance:
         if isinstance(shape, dict):
             return shape
         if not shape:
-            return _packed([height * width], height, width)
+            return packed([height * width], height, width)
         return coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
 
     def checked(self, height: int, width: int) -> list[list[float]] | dict[str, Any]:
         """The segmentation as pycocotools can draw it on (height, width) pixels: polygons, perhaps none, or compressed
         run lengths. Nothing is drawn. Raises ValueError as `mask` does."""
         try:
-            return _drawable(self.segmentation, height, width)
+            return drawable(self.segmentation, height, width)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"annotation {self.ann_id}: segmentation is malformed ({_reason(error)})") from error
+            raise ValueError(f"annotation {self.ann_id}: segmentation is malformed ({reason(error)})") from error
 
 
-def read_instances(path: str | Path, *, may_be_empty: bool = False) -> tuple[dict[int, ImageRecord], list[Instance]]:
-    """Photographs by id, and annotations in the order of the file.
+@dataclass(frozen=True)
+class Dataset:
+    """The content of an annotation file, which is read once."""
+
+    path: Path
+    sha256: str
+    """Of the file."""
+    records: dict[int, ImageRecord]
+    """Photographs by id."""
+    instances: list[Instance]
+    """In the order of the file."""
+    content: dict[str, Any]
+    """The file's JSON with all fields; not to be changed. Its annotations are in the order of `instances`."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The file's name and hash."""
+        return {"file": self.path.name, "sha256": self.sha256}
+
+
+def read_instances(path: str | Path, *, may_be_empty: bool = False) -> Dataset:
+    """Read an annotation file.
 
     Args:
         path: A JSON file.
         may_be_empty: Whether the file may list photographs alone, without one annotation.
 
     Raises:
-        ValueError: one line naming the file, if it is no instance annotation or an entry of it is malformed.
+        ValueError: if the file holds no instance annotations, or an entry is malformed.
     """
-    content = _read_json(Path(path), () if may_be_empty else ("annotations",))
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"annotations {path} is not a file; name the JSON of LVIS or COCO instances")
+    text = path.read_bytes()
+    content = _parsed(text, path, () if may_be_empty else ("annotations",))
     try:
         records = [_record(entry) for entry in content["images"]]
         instances = [read_instance(entry) for entry in content["annotations"]]
-        images = {record.image_id: record for record in records}
-        _check(images, records, instances)
+        by_id = {record.image_id: record for record in records}
+        _check(by_id, records, instances)
     except ValueError as error:
         raise ValueError(f"annotations {path}: {error}") from error
-    return images, instances
+    return Dataset(path, hashlib.sha256(text).hexdigest(), by_id, instances, content)
 
 
 def find_images(records: Sequence[ImageRecord], root: str | Path) -> list[ImageFile]:
@@ -167,14 +200,12 @@ def _missing_line(missing: Sequence[ImageRecord], total: int, root: str | Path) 
     )
 
 
-def _read_json(path: Path, needed: Sequence[str]) -> dict[str, Any]:
-    """The content of `path`, whose lists "images" and `needed` hold something."""
-    if not path.is_file():
-        raise ValueError(f"annotations {path} is not a file; name the JSON of LVIS or COCO instances")
+def _parsed(text: bytes, path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    """The JSON in `text`, whose lists "images" and `needed` hold something."""
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"annotations {path} is not JSON ({_reason(error)}); unpack or download it again") from error
+        raise ValueError(f"annotations {path} is not JSON ({reason(error)}); unpack or download it again") from error
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"annotations {path} has no list {key!r}; name the JSON of LVIS or COCO instances")
@@ -185,20 +216,24 @@ def _read_json(path: Path, needed: Sequence[str]) -> dict[str, Any]:
 
 def _record(entry: Any) -> ImageRecord:
     try:
-        url = _read(entry.get("coco_url"), "coco_url", _path)
-        name = str(_read(entry.get("file_name"), "file_name", _path))
+        url = read_field(entry.get("coco_url"), "coco_url", checked_path)
+        name = str(read_field(entry.get("file_name"), "file_name", checked_path))
         if name == ".":
             name = url.name
         if not name:
             raise ValueError("neither file_name nor coco_url")
-        height, width = (_read(entry[side], side, _side) for side in ("height", "width"))
+        height, width = (read_field(entry[side], side, checked_side) for side in ("height", "width"))
         if height * width >= PIXEL_LIMIT:
             raise ValueError(f"{width} x {height} pixels are too many for run lengths; is it a size in pixels?")
         return ImageRecord(
-            image_id=_read(entry["id"], "id", checked_id), height=height, width=width, name=name, split=url.parent.name
+            image_id=read_field(entry["id"], "id", checked_id),
+            height=height,
+            width=width,
+            name=name,
+            split=url.parent.name,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _malformed("image", entry, error) from error
+        raise malformed("image", entry, error) from error
 
 
 def read_instance(entry: Any) -> Instance:
@@ -206,16 +241,16 @@ def read_instance(entry: Any) -> Instance:
     malformed. The segmentation is not looked at."""
     try:
         return Instance(
-            ann_id=_read(entry["id"], "id", checked_id),
-            image_id=_read(entry["image_id"], "image_id", checked_id),
-            category_id=_read(entry["category_id"], "category_id", checked_id),
-            area=_read(entry["area"], "area", _finite),
-            box=_read(entry["bbox"], "bbox", _box),
-            crowd=_read(entry.get("iscrowd"), "iscrowd", _crowd),
+            ann_id=read_field(entry["id"], "id", checked_id),
+            image_id=read_field(entry["image_id"], "image_id", checked_id),
+            category_id=read_field(entry["category_id"], "category_id", checked_id),
+            area=read_field(entry["area"], "area", checked_number),
+            box=read_field(entry["bbox"], "bbox", checked_box),
+            crowd=read_field(entry.get("iscrowd"), "iscrowd", checked_crowd),
             segmentation=entry["segmentation"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise _malformed("annotation", entry, error) from error
+        raise malformed("annotation", entry, error) from error
 
 
 def _check(images: Mapping[int, ImageRecord], records: Sequence[ImageRecord], instances: Sequence[Instance]) -> None:
@@ -235,114 +270,3 @@ def check_masks(instances: Iterable[Instance], images: Mapping[int, ImageRecord]
     """Raise ValueError, one line, unless each of `instances` can be drawn on its image; quicker than drawing."""
     for instance in instances:
         instance.checked(images[instance.image_id].height, images[instance.image_id].width)
-
-
-def _drawable(segmentation: Any, height: int, width: int) -> list[list[float]] | dict[str, Any]:
-    if isinstance(segmentation, dict):
-        return _checked_runs(segmentation, height, width)
-    if not isinstance(segmentation, list):
-        raise TypeError(f"{type(segmentation).__name__} instead of polygons or run lengths")
-    if unlisted := [polygon for polygon in segmentation if not isinstance(polygon, list)]:
-        raise TypeError(f"{unlisted[0]!r:.40} is not a list of x and y")
-    polygons = [_checked_polygon(polygon, height, width) for polygon in segmentation]
-    return [polygon for polygon in polygons if len(polygon) >= 6]  # fewer than three corners enclose nothing
-
-
-def _checked_polygon(polygon: list[Any], height: int, width: int) -> list[float]:
-    """Corners that pycocotools can draw: it takes memory for every step along an edge, and NaN never ends."""
-    corners = [_finite(value) for value in polygon]
-    if len(corners) % 2:
-        raise ValueError(f"polygon of {len(corners)} numbers; x and y alternate")
-    side = max(height, width)
-    if corners and not -side <= min(corners) <= max(corners) <= 2 * side:
-        raise ValueError(f"polygon reaches {max(corners, key=abs):g}, far outside {width} x {height} pixels")
-    return corners
-
-
-def _checked_runs(runs: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Run lengths that cover the image: pycocotools leaves what they do not cover uninitialised."""
-    counts = runs["counts"]
-    if list(runs["size"]) != [height, width]:
-        swapped = ", height and width swapped" if list(runs["size"]) == [width, height] else ""
-        raise ValueError(f"size {runs['size']} instead of {[height, width]}{swapped}")
-    if isinstance(counts, list):
-        lengths = [checked_count(value) for value in counts]
-    else:
-        lengths = run_lengths(counts if isinstance(counts, bytes) else counts.encode("ascii"))
-    if sum(lengths) != height * width or min(lengths, default=0) < 0:
-        raise ValueError(f"run lengths cover {sum(lengths)} of {height * width} pixels")
-    return _packed(lengths, height, width)
-
-
-def _packed(lengths: list[int], height: int, width: int) -> dict[str, Any]:
-    """Run lengths as pycocotools compresses them."""
-    return coco_mask.frPyObjects({"size": [height, width], "counts": lengths}, height, width)
-
-
-def run_lengths(text: bytes) -> list[int]:
-    """The numbers in COCO's compressed run lengths: 5 bits a character, lowest first, each but the first three as the
-    difference to the last but one."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = character - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (1 << shift) * (bits >> 4 & 1)
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("run lengths end in the middle of a number")
-    return runs
-
-
-def _read(value: Any, name: str, read: Callable[[Any], Value]) -> Value:
-    """What `read` makes of field `name`, which its error then names."""
-    try:
-        return read(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{_reason(error)} in {name}") from error
-
-
-def _path(value: Any) -> PurePosixPath:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{value!r:.80} is not text")
-    return PurePosixPath(value or "")
-
-
-def _side(value: Any) -> int:
-    if checked_count(value) == 0:
-        raise ValueError("0 is not a number of pixels")
-    return int(value)
-
-
-def _box(value: Any) -> tuple[float, float, float, float]:
-    if not isinstance(value, list) or len(value) != 4:
-        raise ValueError(f"{value!r:.80} is not x, y, width, height")
-    x, y, width, height = (_finite(number) for number in value)
-    if min(width, height) < 0:
-        raise ValueError(f"{value!r:.80} is inside out; x, y, width, height are expected")
-    return x, y, width, height
-
-
-def _crowd(value: Any) -> bool:
-    if value is not None and (type(value) not in (bool, int) or value not in (0, 1)):
-        raise ValueError(f"{value!r:.80} is not 0, 1, true, false or null; write 1 for a crowd, 0 for one object")
-    return bool(value)
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{value!r:.80} is not a finite number")
-    return float(value)
-
-
-def _malformed(kind: str, entry: Any, error: Exception) -> ValueError:
-    named = entry["id"] if isinstance(entry, dict) and "id" in entry else entry
-    which = "without id" if isinstance(named, dict) else f"{named!r:.40}"
-    return ValueError(f"{kind} {which} is malformed ({_reason(error)})")
-
-
-def _reason(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]

@@ -17,17 +17,10 @@ import numpy as np
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.config import EvaluationConfig
-from sam_blvit.data.instances import ImageFile, find_images, read_instances
+from sam_blvit.data.instances import Dataset, ImageFile, find_images, read_instances
 from sam_blvit.data.prompts import corners
-from sam_blvit.evaluate.detection import (
-    JUDGES,
-    Detection,
-    check_annotations,
-    ground_truth_boxes,
-    read_categories,
-    read_detections,
-    result_entry,
-)
+from sam_blvit.evaluate.detection import Detection, ground_truth_boxes, read_detections, result_entry
+from sam_blvit.evaluate.judges import JUDGES, category_ids, check_annotations
 from sam_blvit.evaluate.photographs import photographs
 from sam_blvit.evaluate.provenance import file_identity
 from sam_blvit.evaluate.subset import in_subset
@@ -45,6 +38,7 @@ class ApWork:
     """One AP measurement."""
 
     config: EvaluationConfig
+    dataset: Dataset
     judge: str
     """coco or lvis."""
     images: list[ImageFile]
@@ -55,6 +49,11 @@ class ApWork:
     """By image id."""
     left_out: int
     """Detections on photographs outside the subset."""
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Name and hash of the annotation file."""
+        return self.dataset.identity
 
     @property
     def select(self) -> str:
@@ -92,7 +91,7 @@ class ApWork:
         results = [entry for record in records for entry in record]
         write_atomically(directory / RESULTS, lambda to: Path(to).write_text(json.dumps(results)))
         return {
-            "ap": JUDGES[self.judge](self.config.annotations, results, image_ids=self.judged),
+            "ap": JUDGES[self.judge](self.dataset, results, image_ids=self.judged),
             "counts": {"images": len(self.judged), "detections": len(results), "left_out": self.left_out},
         }
 
@@ -124,14 +123,14 @@ def ask_refined(view: View, detections: Sequence[Detection], *, select: str, ref
 
 def ap_work(config: EvaluationConfig, judge: str) -> ApWork:
     """What `config` asks to be measured; all is read and checked. ValueError, one line."""
-    records, instances = read_instances(config.annotations)
-    chosen = in_subset(records, config.subset or "full", config.annotations)
-    check_annotations(config.annotations, chosen, judge)
-    check_truths(instances, records)
+    dataset = read_instances(config.annotations)
+    chosen = in_subset(dataset.records, config.subset or "full", config.annotations)
+    check_annotations(dataset, chosen, judge)
+    check_truths(dataset.instances, dataset.records)
     if config.detections is None:
-        found = ground_truth_boxes(instances)
+        found = ground_truth_boxes(dataset.instances)
     else:
-        found = read_detections(config.detections, images=records, categories=read_categories(config.annotations))
+        found = read_detections(config.detections, images=dataset.records, categories=category_ids(dataset))
     of_image: dict[int, list[Detection]] = defaultdict(list)
     for detection in found:
         if detection.image_id in chosen:
@@ -140,10 +139,11 @@ def ap_work(config: EvaluationConfig, judge: str) -> ApWork:
         raise ValueError(
             f"none of {len(found)} boxes is on a photograph of subset={config.subset or 'full'}; take subset=full"
             if found
-            else f"annotations {config.annotations}: all {len(instances)} are crowds, whose boxes are no objects'"
+            else f"annotations {dataset.path}: all {len(dataset.instances)} are crowds, whose boxes are no objects'"
         )
     return ApWork(
         config=config,
+        dataset=dataset,
         judge=judge,
         images=find_images([record for image_id, record in chosen.items() if image_id in of_image], config.images),
         judged=list(chosen),

@@ -84,6 +84,8 @@ def calibrate(config: CalibrationConfig) -> list[Candidate]:
 class CalibrationWork:
     """Every object asked in every way."""
 
+    annotations: dict[str, str]
+    """Name and hash of the annotation file."""
     images: list[ImageFile]
     instances: list[Instance]
     splits: Mapping[int, str]
@@ -146,18 +148,19 @@ def _ious(asked: Asked, truths: Sequence[Truth]) -> list[float]:
 
 
 def _work(config: CalibrationConfig) -> CalibrationWork:
-    records, annotated = read_instances(config.annotations)
-    instances = [instance for instance in annotated if not instance.crowd]
+    dataset = read_instances(config.annotations)
+    instances = [instance for instance in dataset.instances if not instance.crowd]
     if not instances:
         raise ValueError(
-            f"annotations {config.annotations}: all {len(annotated)} are crowds, there is nothing to measure"
+            f"annotations {config.annotations}: all {len(dataset.instances)} are crowds, there is nothing to measure"
         )
-    check_truths(instances, records)
+    check_truths(instances, dataset.records)
     wanted = {instance.image_id for instance in instances}
     return CalibrationWork(
-        images=find_images([record for record in records.values() if record.image_id in wanted], config.images),
+        annotations=dataset.identity,
+        images=find_images([record for record in dataset.records.values() if record.image_id in wanted], config.images),
         instances=instances,
-        splits={image_id: record.split for image_id, record in records.items()},
+        splits={image_id: record.split for image_id, record in dataset.records.items()},
         seed=config.seed,
         prompts_per_batch=config.prompts_per_batch,
     )

@@ -27,6 +27,8 @@ from sam_blvit.files import write_atomically
 class MiouWork:
     """One mIoU measurement of a dataset, under one perturbation."""
 
+    annotations: dict[str, str]
+    """Name and hash of the annotation file."""
     images: list[ImageFile]
     instances: list[Instance]
     crowd_excluded: int
@@ -117,9 +119,9 @@ def miou_works(config: EvaluationConfig) -> list[MiouWork]:
     perturbations: list[Perturbation] = perturbations_named(config.perturb)
     if config.table == "parquet":
         import_parquet()
-    records, annotated = read_instances(config.annotations)
-    records = in_subset(records, protocol.subset, config.annotations)
-    annotated = [instance for instance in annotated if instance.image_id in records]
+    dataset = read_instances(config.annotations)
+    records = in_subset(dataset.records, protocol.subset, config.annotations)
+    annotated = [instance for instance in dataset.instances if instance.image_id in records]
     instances = [instance for instance in annotated if config.include_crowd or not instance.crowd]
     if not instances:
         raise ValueError(
@@ -130,6 +132,7 @@ def miou_works(config: EvaluationConfig) -> list[MiouWork]:
     images = find_images([record for record in records.values() if record.image_id in wanted], config.images)
     return [
         MiouWork(
+            annotations=dataset.identity,
             images=images,
             instances=instances,
             crowd_excluded=len(annotated) - len(instances),

@@ -21,14 +21,17 @@ from sam_blvit.measure.revision import git_revision
 from sam_blvit.model.sam import Sam
 
 
-def provenance(config: EvaluationConfig, sam: OriginalSam) -> dict[str, Any]:
-    """The model, its weights and the data by their hashes, and the code: what a run must share to be gone on with."""
+def provenance(config: EvaluationConfig, sam: OriginalSam, *, annotations: dict[str, str]) -> dict[str, Any]:
+    """What must match before a run can be resumed: the model, its weights and the data by their hashes, and the code.
+
+    `annotations`: name and hash of the annotation file, from `Dataset.identity`.
+    """
     return {
         "model": sam.name if isinstance(sam, (Sam, ExportedSam)) else config.model,
         "checkpoint": _weights_identity(config, sam),
         "image_size": sam.image_encoder.img_size,
         "parameters": parameter_count(sam),
-        "annotations": file_identity(config.annotations),
+        "annotations": annotations,
         "prompts_per_batch": config.prompts_per_batch,
         "torch": torch.__version__,
         "version": __version__,

@@ -43,6 +43,10 @@ class Work(Protocol):
         """The photographs to be encoded."""
 
     @property
+    def annotations(self) -> dict[str, str]:
+        """Name and hash of the annotation file."""
+
+    @property
     def about(self) -> dict[str, Any]:
         """What is measured: plain JSON values, part of the run's identity."""
 
@@ -78,14 +82,18 @@ def _evaluate(config: EvaluationConfig, judge: str) -> list[dict[str, Any]]:
 
 
 def run_works(config: EvaluationConfig, works: Sequence[Work], processes: Processes) -> list[dict[str, Any]]:
-    """Do each of `works` with `config`'s model at each of its keep ratios; the summaries, in the first process."""
+    """Do each of `works`, all of one dataset, with `config`'s model at each of its keep ratios.
+
+    Returns:
+        The summaries, in the first process.
+    """
     output_directory(config.output)
     ratios = config.keep_ratios or (None,)
     outputs = (_directory(config, work, ratio) / name for ratio in ratios for work in works for name in OUTPUTS)
     check_inputs_stay(outputs, [config.annotations, config.detections, config.protocol, *weight_files(config)])
     torch.manual_seed(0)  # weights that no file gives are the same in every process
     sam = load_any(config)
-    about_model = provenance(config, sam)
+    about_model = provenance(config, sam, annotations=works[0].annotations)
     return [
         summary
         for ratio in ratios

@@ -172,15 +172,15 @@ def _of_annotations(
     path: Path, root: Path, config: FinetuneConfig, processes: Processes
 ) -> tuple[list[Measurable], list[Instance]]:
     """This process's photographs under `root` of the annotations in `path`, and their objects."""
-    records, annotated = read_instances(path)
-    objects = by_image(instance for instance in annotated if not instance.crowd)
+    dataset = read_instances(path)
+    objects = by_image(instance for instance in dataset.instances if not instance.crowd)
 
     def has_object(image_id: int) -> bool:
-        record = records[image_id]
+        record = dataset.records[image_id]
         return any(instance.pixels(record.height, record.width) for instance in objects[image_id])
 
     mine = _drawn(list(objects), config, has_object)[processes.rank :: processes.count]
-    images = find_images([records[image_id] for image_id in mine], root)
+    images = find_images([dataset.records[image_id] for image_id in mine], root)
     for image in images:
         image.pixels()
     return list(images), [one for image in images for one in _some(objects[image.image_id], image, config)]
