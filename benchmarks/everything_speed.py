@@ -33,7 +33,7 @@ from sam_blvit.model import decoder
 from sam_blvit.model.encoder import ImageEncoder
 
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "encoder": [(ImageEncoder, "forward")],
+    "encoder": [(ImageEncoder, "encode")],
     "prompt encoder": [(PromptEncoder, "forward")],
     "decoder, attention": [(TwoWayTransformer, "forward"), (decoder, "_attend")],
     "decoder, masks": [(MaskDecoder, "forward"), (decoder, "_logits")],

@@ -37,8 +37,7 @@ from sam_blvit.evaluate.summary import markdown
 from sam_blvit.files import output_directory, write_atomically
 from sam_blvit.measure.latency import processor
 from sam_blvit.measure.mode import measuring
-from sam_blvit.model.sam import Sam
-from sam_blvit.predictor import Resize
+from sam_blvit.model.sam import PhotographEncoding, Sam
 
 PERTURBATIONS = ("shift8", "jpeg30")
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
@@ -107,7 +106,7 @@ def looks(sam: Sam, images: Sequence[ImageFile], instances: Sequence[Instance]) 
         edge, inside = objects_on_tokens(masks, input_size=(shape[0], shape[1]), size=photograph.size)
         primary = {
             layer: places(chosen[: edge.shape[0], : edge.shape[1]], edge, inside)
-            for layer, chosen in routing_maps(sam, photograph.resized).items()
+            for layer, chosen in routing_maps(routed(sam, photograph.resized)).items()
         }
         found.append(Look(photograph.image.image_id, places(np.ones_like(edge), edge, inside), primary))
     return found
@@ -137,18 +136,19 @@ def places(tokens: NDArray[np.bool_], edge: NDArray[np.bool_], inside: NDArray[n
     return Places(edge=float((tokens & edge).sum() / number), inside=float((tokens & inside).sum() / number))
 
 
-def routing_maps(sam: Sam, resized: NDArray[np.uint8]) -> dict[int, NDArray[np.bool_]]:
-    """The tokens (Gh, Gw) that each router of `sam`, as it is, chooses of `resized` (h, w, 3), by its layer.
-
-    ValueError if none runs.
-    """
-    pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None]
-    encoding = sam.image_encoder.encode(sam.preprocess(pixels))
+def routed(sam: Sam, pixels: NDArray[np.uint8]) -> PhotographEncoding:
+    """The encoding of a photograph (H, W, 3) by `sam`, as it is; ValueError if no router runs."""
+    encoding = sam.encode_photograph(pixels)
     if not encoding.routings:
         raise ValueError(
             f"{sam.config.name} at keep_ratio={sam.image_encoder.keep_ratio:g} routes no tokens; "
             "name a big.LITTLE checkpoint, or a higher keep ratio"
         )
+    return encoding
+
+
+def routing_maps(encoding: PhotographEncoding) -> dict[int, NDArray[np.bool_]]:
+    """The tokens (Gh, Gw) that each router chose, by its layer."""
     return {layer: routing_map(routing, encoding.layout) for layer, routing in encoding.routings.items()}
 
 
@@ -187,13 +187,12 @@ def interval(found: Interval) -> str:
 
 def picture(sam: Sam, photos: Sequence[Path]) -> NDArray[np.uint8]:
     """A row for each of `photos`: the photograph, then for each router its primary tokens bright, the others dark."""
-    resize = Resize(sam.image_encoder.img_size)
     rows = []
     for path in photos:
         photograph = read_image(path)
-        resized = resize.apply_image(photograph)
+        encoding = routed(sam, photograph)
         shown = scaled(photograph, SIDE)
-        panels = routing_panels(shown, routing_maps(sam, resized), input_size=resized.shape[:2])
+        panels = routing_panels(shown, routing_maps(encoding), input_size=encoding.input_size)
         rows.append([captioned(shown, path.stem), *panels])
     return draw_page(rows)
 

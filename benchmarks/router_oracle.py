@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 from tyro.conf import Positional
@@ -46,7 +47,7 @@ from sam_blvit.measure.latency import processor
 from sam_blvit.measure.mode import measuring
 from sam_blvit.model.encoder import Encoding, ImageEncoder
 from sam_blvit.model.router import RandomRouter, choose
-from sam_blvit.model.sam import Sam
+from sam_blvit.model.sam import PhotographEncoding, Sam
 from sam_blvit.model.windows import WindowLayout, WindowScope
 from sam_blvit.train.setup import some_of
 from sam_blvit.train.warm_start import warm_start
@@ -223,32 +224,33 @@ def measure(
     rankings: Mapping[str, Ranking],
 ) -> dict[Way, list[Outcome]]:
     """Outcomes of every way on each of `images`: without primary tokens, by `rankings`, and dense."""
-    encoder, outcomes = sam.image_encoder, defaultdict(list)
+    outcomes = defaultdict(list)
     between = [(ratio, name, ranking) for ratio in keep_ratios for name, ranking in rankings.items()]
-    read = photographs(images, by_image(instances), side=encoder.img_size)
+    read = photographs(images, by_image(instances), side=sam.image_encoder.img_size)
     for photograph in tqdm(read, total=len(images), unit="image"):
-        pixels = sam.preprocess(torch.as_tensor(photograph.resized, device=sam.device).permute(2, 0, 1)[None])
+        pixels = photograph.resized
         with measuring(sam, 1):
-            dense = encoder.encode(pixels)
+            dense = sam.encode_photograph(pixels)
         for ratio, name, ranking in [(0.0, "", None), *between, (1.0, "", None)]:
             with measuring(sam, ratio):
-                encoding = encoded(encoder, pixels, ranking, dense.layout) if ranking else encoder.encode(pixels)
+                encoding = encoded(sam, pixels, ranking, dense.layout) if ranking else sam.encode_photograph(pixels)
                 outcomes[ratio, name].append(outcome(sam, photograph, encoding, dense))
     return dict(outcomes)
 
 
-def encoded(encoder: ImageEncoder, pixels: Tensor, ranking: Ranking, layout: WindowLayout) -> Encoding:
-    """`pixels` (B, 3, h, w), which lie in `layout`, with primary tokens by `ranking`; ValueError if there are none."""
-    with ranked(encoder, ranking, layout):
-        encoding = encoder.encode(pixels, with_benefits=True)
+def encoded(sam: Sam, pixels: NDArray[np.uint8], ranking: Ranking, layout: WindowLayout) -> PhotographEncoding:
+    """A photograph (H, W, 3) whose tokens lie in `layout`, primary ones by `ranking`; ValueError if there are none."""
+    with ranked(sam.image_encoder, ranking, layout):
+        encoding = sam.encode_photograph(pixels, with_benefits=True)
     if not encoding.routings:
-        raise ValueError(f"keep_ratio={encoder.keep_ratio:g} of a window of {layout.slots} tokens is none; name higher")
+        ratio = sam.image_encoder.keep_ratio
+        raise ValueError(f"keep_ratio={ratio:g} of a window of {layout.slots} tokens is none; name higher")
     return encoding
 
 
-def outcome(sam: Sam, photograph: Photograph, encoding: Encoding, dense: Encoding) -> Outcome:
+def outcome(sam: Sam, photograph: Photograph, encoding: PhotographEncoding, dense: Encoding) -> Outcome:
     """How near `encoding` of `photograph` comes to the `dense` one, and what masks it gives."""
-    height, width = photograph.resized.shape[:2]
+    height, width = encoding.input_size
     rows, columns = -(-height // PATCH_SIZE), -(-width // PATCH_SIZE)
     mine, theirs = (one.embedding[0, :, :rows, :columns].flatten(1).double() for one in (encoding, dense))
     found = Outcome(
@@ -258,7 +260,7 @@ def outcome(sam: Sam, photograph: Photograph, encoding: Encoding, dense: Encodin
         chosen={layer: chosen(encoding, layer) for layer in encoding.routings},
     )
     if photograph.truths:
-        view = View(sam=sam, embedding=encoding.embedding, size=photograph.size, resized=(height, width))
+        view = View(sam=sam, embedding=encoding.embedding, size=photograph.size, resized=encoding.input_size)
         boxes = Prompt(boxes=np.array([truth.box for truth in photograph.truths]))
         answers = view.answer(boxes, "argmax").masks
         found.ious.extend(iou(mask, truth.mask) for mask, truth in zip(answers, photograph.truths, strict=True))

@@ -18,32 +18,21 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from segment_anything import SamPredictor as OriginalPredictor
 from segment_anything.modeling import Sam as OriginalSam
-from segment_anything.utils.transforms import ResizeLongestSide
 
 from sam_blvit.data.images import to_rgb
 from sam_blvit.model.compiled import compile_encoder
 from sam_blvit.model.decoder import decode, enlarge
+from sam_blvit.model.encoder import ImageEncoder
+from sam_blvit.model.plain import is_plain
 from sam_blvit.model.prompts import LABELS, check_prompts
+from sam_blvit.model.resize import Resize
+from sam_blvit.model.sam import PhotographEncoding, Sam
 
 IMAGE_FORMATS = ("RGB", "BGR")
 
 
 class NoImageError(ValueError, RuntimeError):
     """A prediction without an image; a RuntimeError too, as code written for segment_anything catches it."""
-
-
-class Resize(ResizeLongestSide):
-    """SAM's resizing, with no side below one pixel and coordinates in float32 (MPS has no float64)."""
-
-    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
-        """`coords` (..., 2) in pixels of an image of `original_size` (H, W), in pixels of the resized one."""
-        return super().apply_coords(coords, original_size).astype(np.float32)
-
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        """Height and width of an image of `oldh` x `oldw` once its longest side is `long_side_length`."""
-        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
-        return max(height, 1), max(width, 1)
 
 
 class SamPredictor(OriginalPredictor):
@@ -54,6 +43,9 @@ class SamPredictor(OriginalPredictor):
     """
 
     original_size: tuple[int, int]
+    encoding: PhotographEncoding | None
+    """What the encoder returned for the image that was set. None without an image, and where the encoder returns its
+    embedding alone: a compiled, hooked or wrapped one, or another model's."""
 
     def __init__(self, sam_model: OriginalSam) -> None:
         self._lock = threading.RLock()
@@ -99,7 +91,20 @@ class SamPredictor(OriginalPredictor):
                     f"image of height {shape[2]} and width {shape[3]}: a longest side of {side} is expected; resize it "
                     "with transform.apply_image_torch, or call set_image"
                 )
-            super().set_torch_image(transformed_image, _checked_size(original_image_size))
+            size, model = _checked_size(original_image_size), self.model
+            if not isinstance(model, Sam) or not is_plain(model.image_encoder, (ImageEncoder,)):
+                super().set_torch_image(transformed_image, size)  # which calls the encoder as a module
+                return
+            self.encoding = model.encode_photograph(transformed_image[0])
+            self.features = self.encoding.embedding
+            self.input_size, self.original_size = self.encoding.input_size, size
+            self.is_image_set = True
+
+    def reset_image(self) -> None:
+        """Forget the image that was set."""
+        with self._lock:
+            super().reset_image()
+            self.encoding = None
 
     def predict(
         self,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 from pycocotools import mask as coco
 from tqdm import tqdm
@@ -119,13 +118,14 @@ def _segmented(
     sam: Sam, config: SegmentConfig, outputs: Outputs, photograph: np.ndarray, prompt: Prompt
 ) -> dict[str, Any]:
     """Mask one photograph (H, W, 3) and write what came of it; the record, with the paths under `files`."""
-    answer = predict(sam, photograph, prompt)
+    predictor = SamPredictor(sam)
+    answer = predict(predictor, photograph, prompt)
     pictures = {
         "mask": answer.mask.astype(np.uint8) * 255,
         "overlay": draw_overlay(photograph, answer.mask, points=prompt.points, labels=prompt.labels, box=prompt.box),
     }
     if config.show_routing:
-        pictures["routing"] = routing_picture(sam, photograph)
+        pictures["routing"] = routing_picture(predictor, photograph)
     record = {
         "photograph": outputs.name,
         **_describe(answer),
@@ -138,14 +138,14 @@ def _segmented(
     return {**record, "files": {name: str(outputs.files[name]) for name in (*pictures, JSON)}}
 
 
-def predict(sam: Sam, photograph: np.ndarray, prompt: Prompt) -> Answer:
-    """The mask of `prompt` on `photograph` (H, W, 3): of three the one of highest predicted IoU if it is ambiguous."""
-    predictor = SamPredictor(sam)
-    start = now(sam.device)
+def predict(predictor: SamPredictor, photograph: np.ndarray, prompt: Prompt) -> Answer:
+    """Set `photograph` (H, W, 3) and mask what `prompt` names: of three masks the one of highest predicted IoU if it is
+    ambiguous."""
+    start = now(predictor.device)
     predictor.set_image(photograph)
-    embedded = now(sam.device)
+    embedded = now(predictor.device)
     masks, iou, _ = predictor.predict(prompt.points, prompt.labels, prompt.box, multimask_output=prompt.ambiguous)
-    decoded = now(sam.device)
+    decoded = now(predictor.device)
     best = int(iou.argmax())
     return Answer(
         mask=masks[best],
@@ -154,19 +154,23 @@ def predict(sam: Sam, photograph: np.ndarray, prompt: Prompt) -> Answer:
     )
 
 
-@torch.no_grad()
-def routing_picture(sam: Sam, photograph: np.ndarray) -> np.ndarray:
-    """`photograph` (H, W, 3) with what each router of `sam` sent to the performance block; ValueError if none did."""
-    resized = SamPredictor(sam).transform.apply_image(photograph)
-    pixels = torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None]
-    encoding = sam.image_encoder.encode(sam.preprocess(pixels))
+def routing_picture(predictor: SamPredictor, photograph: np.ndarray) -> np.ndarray:
+    """Draw which tokens each router sent to the performance block, on the `photograph` (H, W, 3) that was set.
+
+    A compiled encoder returns no routing, so it encodes the photograph again, eagerly.
+
+    Raises:
+        ValueError: if the model routed no tokens.
+    """
+    sam = predictor.model
+    encoding = predictor.encoding or sam.encode_photograph(photograph)
     if not encoding.routings:
         raise ValueError(
             f"show_routing: {sam.config.name} at keep_ratio={sam.image_encoder.keep_ratio:g} routes no tokens; "
             "use a blvit model with a keep ratio between 0 and 1"
         )
     maps = {layer: routing_map(routing, encoding.layout) for layer, routing in encoding.routings.items()}
-    return draw_routing(photograph, maps, input_size=(resized.shape[0], resized.shape[1]))
+    return draw_routing(photograph, maps, input_size=encoding.input_size)
 
 
 def parse_prompt(config: SegmentConfig, size: tuple[int, int]) -> Prompt:

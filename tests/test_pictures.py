@@ -92,8 +92,7 @@ def test_the_second_panel_shows_the_answers_of_the_predictor(sam: Sam, tmp_path:
 def test_each_router_has_a_panel_that_darkens_what_waits(sam: Sam, tmp_path: Path) -> None:
     sample = sample_of()
     page = drawn(sam, sample, path=tmp_path / "p.png")
-    with torch.no_grad():
-        encoding = sam.eval().image_encoder.encode(sam.preprocess(sample.image[None]))
+    encoding = sam.eval().encode_photograph(sample.image)
     bright = pictures.scaled(sample.image.permute(1, 2, 0).numpy(), 400)
     for column, (_, routing) in enumerate(sorted(encoding.routings.items()), start=2):
         chosen = np.repeat(np.repeat(routing_map(routing, encoding.layout)[:6], 50, axis=0), 50, axis=1)

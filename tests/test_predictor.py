@@ -311,6 +311,50 @@ def test_copies_and_pickles_answer_alike(ready: SamPredictor) -> None:
         np.testing.assert_allclose(same.predict([[1, 2]], [1])[2], logits, rtol=1e-4, atol=1e-5)
 
 
+def test_the_encoding_of_the_image_is_kept_until_the_next(sam: Sam) -> None:
+    predictor = SamPredictor(sam)
+    assert predictor.encoding is None
+    predictor.set_image(_photograph(90, 120))
+    expected = sam.encode_photograph(_photograph(90, 120))
+    assert predictor.encoding is not None
+    assert torch.equal(predictor.encoding.embedding, expected.embedding)
+    assert list(predictor.encoding.routings) == list(expected.routings) != []
+    assert predictor.features is predictor.encoding.embedding
+    predictor.reset_image()
+    assert predictor.encoding is None
+
+
+class _Wrapper(torch.nn.Module):
+    """An encoder around another, such as quantisation or torch.compile puts there."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.img_size = encoder.img_size
+        self.padded_size = encoder.padded_size
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.encoder(images)
+
+
+def test_hooks_on_the_encoder_and_encoders_around_it_run(sam: Sam) -> None:
+    plain, photograph = SamPredictor(sam), _photograph(90, 120)
+    plain.set_image(photograph)
+    hooked, seen = SamPredictor(copy.deepcopy(sam)), []
+    hooked.model.image_encoder.register_forward_hook(lambda module, args, output: seen.append(output))
+    hooked.set_image(photograph)
+    assert seen == [hooked.features]
+    wrapped = SamPredictor(copy.deepcopy(sam))
+    wrapped.model.image_encoder = _Wrapper(wrapped.model.image_encoder)
+    wrapped.set_image(photograph)
+    assert wrapped.model.image_encoder.calls == 1
+    for predictor in (hooked, wrapped):
+        assert torch.equal(predictor.features, plain.features)
+        assert predictor.encoding is None
+
+
 def test_an_encoder_is_compiled_on_request(graphs: CompileCounter) -> None:
     torch.manual_seed(0)
     sam = build_sam(override(MODELS["blvit_tiny"], image_size=128, window=2))
@@ -322,6 +366,7 @@ def test_an_encoder_is_compiled_on_request(graphs: CompileCounter) -> None:
     predictor.compile()
     predictor.set_image(photograph)
     assert graphs.frame_count == 1
+    assert predictor.encoding is None
     torch.testing.assert_close(predictor.features, eager.features)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.decoder import decode
+from sam_blvit.model.resize import Resize
 from sam_blvit.model.sam import Sam
 
 Config = Callable[..., ModelConfig]
@@ -141,6 +142,62 @@ def test_preprocessing_pads_right_and_below_to_whole_windows(new_sam: Callable[.
     assert torch.equal(padded[:, :40, :100], (image - sam.pixel_mean) / sam.pixel_std)
     assert not padded[:, 40:].any()
     assert not padded[:, :, 100:].any()
+
+
+@SHAPES
+def test_a_photograph_is_encoded_as_segment_anythings_predictor_does(
+    new_sam: Callable[..., Sam], size: tuple[int, int]
+) -> None:
+    sam = new_sam()
+    predictor = SamPredictor(sam)
+    predictor.set_image(photograph(size))
+    encoding = sam.encode_photograph(photograph(size))
+    assert torch.equal(encoding.embedding, predictor.features)
+    assert encoding.input_size == predictor.input_size
+    assert set(encoding.routings) == set(sam.config.routers_after)
+    assert not encoding.embedding.requires_grad
+
+
+def test_a_resized_photograph_is_not_resampled(new_sam: Callable[..., Sam], monkeypatch: pytest.MonkeyPatch) -> None:
+    sam = new_sam()
+    pixels = photograph((301, 260))
+    resized = Resize(sam.image_encoder.img_size).apply_image(pixels)
+    expected = sam.encode_photograph(pixels)
+    monkeypatch.setattr(Resize, "apply_image", None)  # calling it fails
+    backwards = np.ascontiguousarray(resized[..., ::-1])[..., ::-1]  # as BGR read as RGB: torch takes no such strides
+    for same in (resized, backwards, torch.from_numpy(resized).permute(2, 0, 1)):
+        encoding = sam.encode_photograph(same)
+        assert torch.equal(encoding.embedding, expected.embedding)
+        assert encoding.input_size == expected.input_size == (128, 111)
+    with pytest.raises(TypeError):
+        sam.encode_photograph(pixels)
+
+
+def test_a_photographs_features_and_benefits_are_the_encoders(new_sam: Callable[..., Sam]) -> None:
+    sam = new_sam()
+    pixels = photograph(UPRIGHT)
+    found = sam.encode_photograph(pixels, features_of=(3,), with_benefits=True)
+    with torch.no_grad():
+        normalised = sam.preprocess(Resize(sam.image_encoder.img_size).to_tensor(pixels))
+        expected = sam.image_encoder.encode(normalised[None], features_of=(3,), with_benefits=True)
+    assert set(found.features) == {3}
+    assert set(found.benefits) == set(sam.config.routers_after)
+    torch.testing.assert_close((found.features, found.benefits), (expected.features, expected.benefits), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "named"),
+    [
+        (np.zeros((8, 8), np.uint8), r"shape \(8, 8\) and dtype uint8: \(H, W, 3\) uint8 is expected"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\)"),
+        (np.zeros((8, 8, 3), np.float32), "dtype float32"),
+    ],
+)
+def test_pixels_that_are_no_photograph_are_named(
+    new_sam: Callable[..., Sam], pixels: np.ndarray, named: str, refused: Callable[..., Any]
+) -> None:
+    with refused(ValueError, named):
+        new_sam().encode_photograph(pixels)
 
 
 @SHAPES

@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco
+from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.checkpoint import load_sam, save_sam
 from sam_blvit.config import MODELS, SegmentConfig, override
 from sam_blvit.model.build import build_sam
+from sam_blvit.model.encoder import Encoding, ImageEncoder
 from sam_blvit.predictor import SamPredictor
-from sam_blvit.segment import parse_numbers
+from sam_blvit.segment import parse_numbers, routing_picture
 from sam_blvit.segment import segment as segment_all
 
 HEIGHT, WIDTH = 60, 80
@@ -132,6 +134,32 @@ def test_the_routing_picture_has_a_panel_for_each_router(image: Path, config: di
     result = segment(image, SegmentConfig(point=("30,20",), show_routing=True, **config))
     picture = np.asarray(Image.open(result["files"]["routing"]))
     assert picture.shape[1] > 4 * 640
+
+
+def test_mask_and_routing_picture_come_of_one_pass_of_the_encoder(
+    image: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, encode = [], ImageEncoder.encode
+
+    def counted(self: ImageEncoder, images: torch.Tensor, **asked: Any) -> Encoding:
+        passes.append(images.shape)
+        return encode(self, images, **asked)
+
+    monkeypatch.setattr(ImageEncoder, "encode", counted)
+    segment(image, SegmentConfig(point=("30,20",), show_routing=True, **config))
+    assert len(passes) == 1
+
+
+def test_a_compiled_encoder_has_the_same_routing_picture(
+    checkpoint: Path, photograph: np.ndarray, graphs: CompileCounter
+) -> None:
+    predictor = SamPredictor(load_sam(checkpoint))
+    predictor.set_image(photograph)
+    eager = routing_picture(predictor, photograph)
+    predictor.compile()
+    predictor.set_image(photograph)
+    assert graphs.frame_count == 1
+    np.testing.assert_array_equal(routing_picture(predictor, photograph), eager)
 
 
 @pytest.mark.parametrize("keep_ratio", [0.0, 1.0])

@@ -17,7 +17,7 @@ from sam_blvit.data.instances import Instance
 from sam_blvit.data.prefetch import prefetched
 from sam_blvit.data.prompts import corners
 from sam_blvit.evaluate.perturb import CLEAN, Perturbation
-from sam_blvit.predictor import Resize
+from sam_blvit.model.resize import Resize
 
 
 class Measurable(Protocol):

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from sam_blvit.config import EVALUATION_CHOICES
 from sam_blvit.model.decoder import decode, enlarge
+from sam_blvit.model.resize import Resize
 from sam_blvit.model.router import Routing
 from sam_blvit.model.sam import Sam
-from sam_blvit.predictor import Resize
+from sam_blvit.predictor import SamPredictor
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,23 @@ class View:
     """What routers chose, by the layer they follow, if asked for; nothing where the model has none or none ran."""
 
     @classmethod
-    @torch.no_grad()
     def of(
         cls, sam: OriginalSam, resized: NDArray[np.uint8], size: tuple[int, int], *, with_routings: bool = False
     ) -> View:
         """Embed a photograph of `size` (H, W) from its `resized` pixels (h, w, 3)."""
-        pixels = sam.preprocess(torch.as_tensor(resized, device=sam.device).permute(2, 0, 1)[None])
-        shown = (resized.shape[0], resized.shape[1])
         if with_routings and isinstance(sam, Sam):
-            encoding = sam.image_encoder.encode(pixels)
-            return cls(sam=sam, embedding=encoding.embedding, size=size, resized=shown, routings=encoding.routings)
-        return cls(sam=sam, embedding=sam.image_encoder(pixels), size=size, resized=shown)
+            encoding = sam.encode_photograph(resized)
+            return cls(
+                sam=sam,
+                embedding=encoding.embedding,
+                size=size,
+                resized=encoding.input_size,
+                routings=encoding.routings,
+            )
+        predictor = SamPredictor(sam)
+        image = predictor.transform.to_tensor(resized)[None].to(sam.device)
+        predictor.set_torch_image(image, size)
+        return cls(sam=sam, embedding=predictor.features, size=size, resized=predictor.input_size)
 
     @torch.no_grad()
     def answer(self, prompt: Prompt, select: str, truth: NDArray[np.bool_] | None = None) -> Answer:

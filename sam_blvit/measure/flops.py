@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from segment_anything.modeling import Sam as OriginalSam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +29,7 @@ from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config, par
 from sam_blvit.model.attend import attention_way
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.decoder import decode_originally
+from sam_blvit.model.resize import Resize
 from sam_blvit.model.sam import Sam
 
 G = 1e9
@@ -188,7 +188,7 @@ def _encoder_size(sam: Sam, photograph: tuple[int, int] | None) -> tuple[int, in
         return side, side
     if min(photograph) < 1:
         raise ValueError(f"input_size={photograph}: height and width are pixels, 1 or more")
-    return sam.image_encoder.padded_size(*ResizeLongestSide.get_preprocess_shape(*photograph, side))
+    return sam.image_encoder.padded_size(*Resize.get_preprocess_shape(*photograph, side))
 
 
 def _counted_run(sam: OriginalSam, size: tuple[int, int]) -> tuple[FlopCounterMode, FlopCounterMode]:

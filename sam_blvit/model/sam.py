@@ -7,10 +7,13 @@ Shapes:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
@@ -18,6 +21,15 @@ from sam_blvit.config import ModelConfig
 from sam_blvit.model.decoder import decode, enlarge
 from sam_blvit.model.encoder import Encoding, ImageEncoder
 from sam_blvit.model.prompts import check_prompts
+from sam_blvit.model.resize import Resize
+
+
+@dataclass(frozen=True)
+class PhotographEncoding(Encoding):
+    """The encoding of one photograph, B = 1."""
+
+    input_size: tuple[int, int]
+    """Height and width (h, w) of the resized photograph, without padding."""
 
 
 class Sam(OriginalSam):
@@ -44,6 +56,24 @@ class Sam(OriginalSam):
         That is SAM's square for dense models, and whole windows for a big.LITTLE model without padded windows.
         """
         return self._padded(x, self.image_encoder.padded_size(*x.shape[-2:]))
+
+    @torch.no_grad()
+    def encode_photograph(
+        self, pixels: NDArray[np.uint8] | Tensor, *, features_of: Collection[int] = (), with_benefits: bool = False
+    ) -> PhotographEncoding:
+        """Resize, normalise, pad and encode one photograph. A compiled encoder runs eagerly here.
+
+        Args:
+            pixels: RGB array (H, W, 3) uint8, which is resized unless its longest side is `img_size` already; or a
+                tensor (3, h, w), 0 to 255, which is taken as resized.
+            features_of: Layers (from 1) whose output to return.
+            with_benefits: Whether to return what each router's choice is worth.
+        """
+        side = self.image_encoder.img_size
+        image = Resize(side).to_tensor(pixels) if isinstance(pixels, np.ndarray) else pixels
+        normalised = self.preprocess(image.to(self.device))
+        encoding = self.image_encoder.encode(normalised[None], features_of=features_of, with_benefits=with_benefits)
+        return PhotographEncoding(**vars(encoding), input_size=(image.shape[-2], image.shape[-1]))
 
     def encode_images(self, images: Sequence[Tensor]) -> Tensor:
         """Embed resized `images`, each (3, h, w) with pixels 0 to 255, in its own padded size: (B, 256, G, G).

@@ -42,7 +42,7 @@ def draw_step(
 def _panels(sam: Sam, sample: Sample) -> list[np.ndarray]:
     height, width = sample.image.shape[-2:]
     photograph = scaled(sample.image.permute(1, 2, 0).cpu().numpy(), SIDE)
-    encoding = sam.image_encoder.encode(sam.preprocess(sample.image.to(sam.device)[None]))
+    encoding = sam.encode_photograph(sample.image)
     truth = sample.masks[: len(OBJECTS), : sample.valid[0], : sample.valid[1]].cpu().numpy()
     boxes = sample.boxes[: len(OBJECTS)]
     shown = boxes.cpu().numpy() * SIDE / max(height, width)
