@@ -304,6 +304,7 @@ def test_no_image_has_no_masks(new_sam: Callable[..., Sam]) -> None:
         ({"point_labels": torch.tensor([[7], [1]])}, "point_labels has 7"),
         ({"point_coords": torch.full((2, 1, 2), torch.nan)}, "point_coords holds NaN"),
         ({"boxes": torch.zeros(2, 3)}, r"boxes of shape \(2, 3\)"),
+        ({"boxes": torch.zeros(0, 2)}, r"boxes of shape \(0, 2\)"),
         ({"mask_inputs": torch.zeros(2, 1, 8, 8)}, r"mask_input of shape \(2, 1, 8, 8\)"),
     ],
 )
