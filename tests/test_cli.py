@@ -25,12 +25,14 @@ from sam_blvit.cli import main, run
 from sam_blvit.config import (
     MODELS,
     BenchmarkConfig,
+    CacheConfig,
     CalibrationConfig,
     EvaluationConfig,
     FinetuneConfig,
     FlopsConfig,
     ReportConfig,
     SegmentConfig,
+    SubsetConfig,
 )
 from sam_blvit.model.build import build_sam
 
@@ -323,6 +325,8 @@ def test_a_command_without_a_field_for_words_refuses_them(capsys: pytest.Capture
 
 SCRIPTS = {
     "tools/finetune.py": FinetuneConfig,
+    "tools/cache_teacher.py": CacheConfig,
+    "tools/make_subset.py": SubsetConfig,
     "eval/run_lvis.py": EvaluationConfig,
     "eval/run_coco.py": EvaluationConfig,
     "eval/calibrate.py": CalibrationConfig,
