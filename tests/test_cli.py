@@ -381,6 +381,14 @@ def test_command_files_run_from_a_checkout(script: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_the_demo_removes_what_an_earlier_one_made_first() -> None:
+    """Photographs of another installation have another path, and `segment` overwrites no other photograph's mask."""
+    _, _, recipe = (ROOT / "Makefile").read_text().partition("\ndemo:")
+    first, *others = [line.strip() for line in recipe.partition("\n\n")[0].splitlines()[1:]]
+    assert first == "rm -rf demo"
+    assert any("--output demo" in line for line in others)
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError("Unable to allocate 9 GiB"), RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")]
 )

@@ -26,7 +26,13 @@ except SystemExit as stop:
 print("imported:", *sys.modules)
 raise SystemExit(code)
 """
-NEEDLESS = {"torch._inductor.compile_fx", "torch.nn.attention.flex_attention", "matplotlib", "scipy", "skimage", "onnx"}
+NEEDLESS = {
+    *("torch._inductor.compile_fx", "torch.nn.attention.flex_attention", "torch.utils.tensorboard"),
+    *("matplotlib", "scipy", "skimage", "onnx", "onnxruntime", "pyarrow", "lvis", "jinja2"),
+    *("sam_blvit.everything", "sam_blvit.train", "sam_blvit.evaluate", "sam_blvit.benchmark", "sam_blvit.importing"),
+}
+"""What `segment` does without. PyTorch's tracer (`torch._dynamo`, `sympy`) it cannot: torchvision imports it, which
+segment_anything imports."""
 
 
 RUN_FILE = """
