@@ -8,6 +8,7 @@ PHOTOS = $(shell $(BIN)/python -c "import pathlib, skimage; print(pathlib.Path(s
 .PHONY: demo test evidence fuzz soak lint clean
 
 demo: $(VENV)/installed
+	rm -rf demo
 	$(BIN)/sam-blvit segment $(PHOTOS)/coffee.png --box 160,15,420,300 --show-routing --output demo
 	$(BIN)/sam-blvit segment $(PHOTOS)/rocket.jpg --box 305,105,345,415 --output demo
 	$(BIN)/sam-blvit segment $(PHOTOS)/motorcycle_left.png --box 80,70,690,470 --output demo

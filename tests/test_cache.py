@@ -337,6 +337,17 @@ def test_the_cache_of_another_teacher_is_refused(
         opened(run(settings))
 
 
+def test_a_shard_whose_mark_cannot_be_read_is_named(
+    settings: dict[str, Any], kept: Path, refused: Callable[..., Any]
+) -> None:
+    path = next(kept.glob("*[0-9].json"))
+    line = rf"{path.name} does not list its shard's damaged photographs \(.*\); delete it and start "
+    for mark in ("{", "[" * 100_000, "[]", "{}", '{"damaged": {"x": ""}}'):
+        path.write_text(mark)
+        with refused(ValueError, line):
+            opened(run(settings))
+
+
 def test_the_cache_of_another_image_size_is_refused(
     settings: dict[str, Any], kept: Path, refused: Callable[..., Any]
 ) -> None:

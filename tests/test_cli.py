@@ -25,12 +25,14 @@ from sam_blvit.cli import main, run
 from sam_blvit.config import (
     MODELS,
     BenchmarkConfig,
+    CacheConfig,
     CalibrationConfig,
     EvaluationConfig,
     FinetuneConfig,
     FlopsConfig,
     ReportConfig,
     SegmentConfig,
+    SubsetConfig,
 )
 from sam_blvit.model.build import build_sam
 
@@ -323,6 +325,8 @@ def test_a_command_without_a_field_for_words_refuses_them(capsys: pytest.Capture
 
 SCRIPTS = {
     "tools/finetune.py": FinetuneConfig,
+    "tools/cache_teacher.py": CacheConfig,
+    "tools/make_subset.py": SubsetConfig,
     "eval/run_lvis.py": EvaluationConfig,
     "eval/run_coco.py": EvaluationConfig,
     "eval/calibrate.py": CalibrationConfig,
@@ -375,6 +379,14 @@ def test_command_files_run_from_a_checkout(script: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_demo_removes_what_an_earlier_one_made_first() -> None:
+    """Photographs of another installation have another path, and `segment` overwrites no other photograph's mask."""
+    _, _, recipe = (ROOT / "Makefile").read_text().partition("\ndemo:")
+    first, *others = [line.strip() for line in recipe.partition("\n\n")[0].splitlines()[1:]]
+    assert first == "rm -rf demo"
+    assert any("--output demo" in line for line in others)
 
 
 @pytest.mark.parametrize(

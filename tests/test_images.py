@@ -46,6 +46,23 @@ def test_exif_orientation_is_applied(tmp_path: Path, colours: np.ndarray, orient
         np.testing.assert_array_equal(to_rgb(image), colours)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_uncompressed_tiff_is_turned_upright(
+    tmp_path: Path, colours: np.ndarray, mode: str, orientation: int
+) -> None:
+    path = tmp_path / "turned.tif"
+    upright = Image.fromarray(colours).convert(mode)
+    stored = np.rot90(np.asarray(upright), int(orientation == 6))
+    tags = [(ORIENTATION, 3, 1, orientation, True)]
+    tifffile.imwrite(path, np.ascontiguousarray(stored), metadata=None, extratags=tags)
+    expected = to_rgb(np.asarray(upright))
+    np.testing.assert_array_equal(read_image(path), expected)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(to_rgb(image), expected)
+        assert image.filename == str(path)
+
+
 def test_unreadable_exif_leaves_the_photograph_as_stored(tmp_path: Path, colours: np.ndarray) -> None:
     path = tmp_path / "odd.png"
     Image.fromarray(colours).save(path, exif=b"Exif\x00\x00rubbish!")

@@ -114,6 +114,9 @@ def answers_or_names(ask_ours: Any, ask_theirs: Any, names: tuple[str, ...]) -> 
     except ValueError as error:
         assert_named(error, names)
         return False
+    if len(mine[0]) == 0:  # no prompts: the original fails
+        assert all(each.shape[0] == 0 for each in mine)
+        return True
     for one, other in zip(mine, ask_theirs(), strict=True):
         one, other = torch.as_tensor(one), torch.as_tensor(other)
         assert one.dtype == other.dtype

@@ -361,6 +361,7 @@ def test_no_image_has_no_masks(new_sam: Callable[..., Sam]) -> None:
         ({"point_labels": torch.tensor([[7], [1]])}, "point_labels has 7"),
         ({"point_coords": torch.full((2, 1, 2), torch.nan)}, "point_coords holds NaN"),
         ({"boxes": torch.zeros(2, 3)}, r"boxes of shape \(2, 3\)"),
+        ({"boxes": torch.zeros(0, 2)}, r"boxes of shape \(0, 2\)"),
         ({"mask_inputs": torch.zeros(2, 1, 8, 8)}, r"mask_input of shape \(2, 1, 8, 8\)"),
     ],
 )
@@ -380,6 +381,8 @@ def test_a_wrong_prompt_of_a_batch_is_named(
         lambda sam: sam.to(torch.float16),
         lambda sam: sam.to("cpu", torch.bfloat16),
         lambda sam: nn.Sequential(sam).half(),
+        lambda sam: sam.image_encoder.half(),
+        lambda sam: sam.image_encoder.to(torch.bfloat16),
     ],
 )
 def test_parameters_of_another_dtype_are_refused_and_nothing_changes(
@@ -389,6 +392,21 @@ def test_parameters_of_another_dtype_are_refused_and_nothing_changes(
     with refused(ValueError, "compute_dtype="):
         convert(sam)
     assert {value.dtype for value in sam.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("part", ["prompt_encoder", "mask_decoder"])
+def test_a_part_of_another_dtype_is_named_when_it_is_asked(
+    new_sam: Callable[..., Sam], part: str, refused: Callable[..., Any]
+) -> None:
+    sam = new_sam()
+    getattr(sam, part).bfloat16()
+    with refused(
+        ValueError, rf"{part} cannot be torch.bfloat16: parameters stay float32; for speed set .*compute_dtype="
+    ):
+        sam([record(SQUARE)], multimask_output=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which takes care of dtypes
+        (answer,) = sam([record(SQUARE)], multimask_output=True)
+    assert answer["iou_predictions"].isfinite().all()
 
 
 @pytest.mark.parametrize(

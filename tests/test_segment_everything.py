@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import math
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,18 @@ def segment_everything(image: Path, config: EverythingConfig) -> dict[str, Any]:
     """What the command makes of one photograph."""
     (result,) = segment_all([image], config)
     return result
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """`settings` as the command line takes them."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+class Terminal(io.StringIO):
+    """What a person sees."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +110,7 @@ def test_defaults_are_the_generators() -> None:
 def test_the_command_says_what_it_found_and_where_it_is(
     image: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**LOOSE, **config}.items()]
-    main(["everything", str(image), *flags])
+    main(["everything", str(image), *flags({**LOOSE, **config})])
     first, *files = capsys.readouterr().out.splitlines()
     annotations = json.loads(Path(files[1]).read_text())["annotations"]
     assert f"{len(annotations)} masks, keep ratio 0.25, encoder " in first
@@ -120,15 +135,26 @@ def test_without_limits_masks_without_a_pixel_are_left_out(
 def test_nothing_found_is_a_result_and_a_line_says_what_helps(
     image: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [f"--{name}={value}" for name, value in config.items()]
     strict = ["--pred-iou-thresh", "1", "--stability-score-thresh", "0.9"]
-    main(["everything", str(image), *flags, "--points-per-side", "2", *strict])
+    main(["everything", str(image), *flags(config), "--points-per-side", "2", *strict])
     told = capsys.readouterr()
     (line,) = told.err.splitlines()
     assert line == "note: no mask passes pred_iou_thresh=1 and stability_score_thresh=0.9; lower them (to 0: no limit)"
     (picture, record) = told.out.splitlines()[1:]
     assert json.loads(Path(record).read_text())["annotations"] == []
     assert np.array_equal(read_image(picture), read_image(image))
+
+
+def test_a_bar_on_a_terminal_counts_the_points_of_all_photographs(
+    image: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = image.with_name("other.png")
+    shutil.copy(image, other)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    main(["everything", str(image), str(other), *flags(config), "--points-per-side", "2"])
+    last = sys.stderr.getvalue().rstrip("\n").rsplit("\r", 1)[-1]
+    assert re.fullmatch(r"everything: 100%\|.*\| 8/8 \[.*point.*\]", last)
+    assert [line for line in capsys.readouterr().out.splitlines() if "masks, keep ratio" in line]
 
 
 def test_thresholds_that_are_not_given_are_those_of_the_weights(

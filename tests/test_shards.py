@@ -190,7 +190,7 @@ def test_nobody_writes_before_everybody_has_read(tmp_path: Path) -> None:
 # torn lines ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rest", [b'{"image_id": 99, "record": {"iou": [1', b"\0" * 40])
+@pytest.mark.parametrize("rest", [b'{"image_id": 99, "record": {"iou": [1', b"\0" * 40, b"[" * 100_000, b"[]"])
 def test_a_torn_last_line_is_left_out_with_a_warning(tmp_path: Path, rest: bytes) -> None:
     measure(tmp_path, [1, 2], count=1)
     tear(written(tmp_path)[0], rest)

@@ -14,6 +14,7 @@ from sam_blvit.checkpoint import save_sam
 from sam_blvit.config import MODELS
 from sam_blvit.model.build import build_sam
 
+ROOT = Path(__file__).parents[1]
 RUN = """
 import sys
 from sam_blvit.cli import main
@@ -25,12 +26,29 @@ except SystemExit as stop:
 print("imported:", *sys.modules)
 raise SystemExit(code)
 """
-NEEDLESS = {"torch._inductor.compile_fx", "torch.nn.attention.flex_attention", "matplotlib", "scipy", "skimage", "onnx"}
+NEEDLESS = {
+    *("torch._inductor.compile_fx", "torch.nn.attention.flex_attention", "torch.utils.tensorboard"),
+    *("matplotlib", "scipy", "skimage", "onnx", "onnxruntime", "pyarrow", "lvis", "jinja2"),
+    *("sam_blvit.everything", "sam_blvit.train", "sam_blvit.evaluate", "sam_blvit.benchmark", "sam_blvit.importing"),
+}
+"""What `segment` does without. PyTorch's tracer (`torch._dynamo`, `sympy`) it cannot: torchvision imports it, which
+segment_anything imports."""
 
 
-def imported(*args: str, code: int = 0) -> set[str]:
+RUN_FILE = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("imported:", *sys.modules)
+"""
+SCRIPTS = sorted(path for folder in ("tools", "eval") for path in (ROOT / folder).glob("*.py"))
+
+
+def imported(*args: str, code: int = 0, run: str = RUN) -> set[str]:
     """The modules that a process has imported after `sam-blvit` with `args`, which exits with `code`."""
-    done = subprocess.run([sys.executable, "-c", RUN, *args], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", run, *args], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     return set(done.stdout.splitlines()[-1].split()[1:])
 
@@ -38,6 +56,12 @@ def imported(*args: str, code: int = 0) -> set[str]:
 @pytest.mark.parametrize("args", [["--help"], ["segment", "--help"], ["benchmark", "--help"], ["--version"]])
 def test_help_does_not_import_torch(args: list[str]) -> None:
     assert not {"torch", "numpy", "matplotlib"} & imported(*args)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_help_of_a_script_does_not_import_torch(script: Path) -> None:
+    heavy = {"torch", "torchvision", "segment_anything", "numpy", "matplotlib", "cv2"}
+    assert not heavy & imported(str(script), "--help", run=RUN_FILE)
 
 
 def test_a_mistake_in_a_flag_does_not_import_torch() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 from sam_blvit.benchmark.memory import GIB, resident
 from sam_blvit.benchmark.worker import Job
+from sam_blvit.files import parse_json
 
 WORKER = (sys.executable, "-m", "sam_blvit.benchmark.worker")
 LOOK = 0.02
@@ -69,7 +69,7 @@ def _attend(process: subprocess.Popen[str], said: Path, listen: Callable[[Any], 
         while True:
             ended = process.poll() is not None
             *whole, begun = (begun + lines.read()).split("\n")
-            for event in map(json.loads, whole):
+            for event in map(parse_json, whole):
                 if "error" in event:
                     raise ValueError(event["error"])
                 listen(event)

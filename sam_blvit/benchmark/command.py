@@ -18,7 +18,8 @@ from sam_blvit.benchmark.memory import GIB, available
 from sam_blvit.benchmark.plot import macs_chart, scale_chart
 from sam_blvit.benchmark.table import header, markdown, results
 from sam_blvit.benchmark.worker import Job
-from sam_blvit.config import BenchmarkConfig
+from sam_blvit.checkpoint import weight_files
+from sam_blvit.config import BenchmarkConfig, WeightsConfig
 from sam_blvit.files import check_inputs_stay, output_directory, write_atomically, write_json
 from sam_blvit.measure.revision import git_revision
 
@@ -34,7 +35,8 @@ def benchmark(models: Sequence[str], config: BenchmarkConfig) -> str:
     Returns the Markdown. ValueError, one line, for bad input.
     """
     names = ("benchmark.json", "benchmark.md", "macs.svg", *(f"{axis}.svg" for axis in SCALES))
-    check_inputs_stay((config.output / name for name in names), models)
+    inputs = (file for model in models for file in weight_files(WeightsConfig(model=model)))
+    check_inputs_stay((config.output / name for name in names), inputs)
     groups, measured = plan(models, config), []
     output = output_directory(config.output)
     about = {

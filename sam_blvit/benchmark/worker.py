@@ -30,7 +30,7 @@ from sam_blvit.benchmark.machine import machine
 from sam_blvit.benchmark.memory import PeakMemory
 from sam_blvit.checkpoint import SHIPPED, build_from_registry, load_any, load_sam
 from sam_blvit.config import MODELS, WeightsConfig, override
-from sam_blvit.files import first_line
+from sam_blvit.files import first_line, parse_json
 from sam_blvit.measure.flops import count_macs, sam_macs
 from sam_blvit.measure.latency import now
 from sam_blvit.model.compiled import compiled
@@ -62,7 +62,7 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> Job:
         """The inverse of `to_json`."""
-        content = json.loads(text)
+        content = parse_json(text)
         return cls(**{**content, "cells": [Cell(**cell) for cell in content["cells"]]})
 
 

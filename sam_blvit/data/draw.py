@@ -14,10 +14,11 @@ from sam_blvit.config import SubsetConfig
 from sam_blvit.data.manifest import write_manifest
 from sam_blvit.data.sa1b import TAR, Sa1b, tar_names
 from sam_blvit.data.sources import Source, part
-from sam_blvit.files import file_sha256, output_directory, write_json
+from sam_blvit.files import check_inputs_stay, file_sha256, output_directory, write_json
 
 TRAIN, VALIDATION = "train", "validation"
 SUMMARY = "subset.json"
+OUTPUTS = (f"{TRAIN}.tsv", f"{VALIDATION}.tsv", SUMMARY)
 
 
 def draw_subset(config: SubsetConfig) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def draw_subset(config: SubsetConfig) -> dict[str, Any]:
     ValueError, one line, where the data hold less than is asked for.
     """
     drawn = _tars(config) if config.unit == "tar" else _images(config)
+    check_inputs_stay((config.output / name for name in OUTPUTS), map(config.data.joinpath, tar_names(config.data)))
     output = output_directory(config.output)
     lists = {kind: _written(kind, source, config) for kind, source in drawn.items() if source is not None}
     if drawn[VALIDATION] is None:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from sam_blvit.data.depth import Samples, UnsuitableError, deep_colour, eight_bits, samples_of
 
@@ -122,7 +123,22 @@ def _from_pil(image: Image.Image) -> np.ndarray:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode `image`; of a large one Pillow may warn here too."""
+    """Decode `image`; of a large one Pillow may warn here too.
+
+    Pillow maps an uncompressed TIFF into memory by its upright size, which scrambles one that is stored sideways. An
+    image without a file name is read instead.
+    """
+    if isinstance(image, TiffImageFile):
+        name, image.filename = image.filename, ""
+        try:
+            _decode(image)
+        finally:
+            image.filename = name
+    else:
+        _decode(image)
+
+
+def _decode(image: Image.Image) -> None:
     if image.width * image.height <= (Image.MAX_IMAGE_PIXELS or math.inf):
         image.load()
         return

@@ -10,7 +10,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,14 @@ class Shards:
         for path in paths:
             lines = []
             for text in path.read_text(errors="replace").splitlines():
-                with suppress(ValueError):
-                    lines.append(parse_json(text))
-                    continue
-                torn += 1
+                try:
+                    line = parse_json(text)
+                except ValueError:
+                    line = None
+                if isinstance(line, dict):
+                    lines.append(line)
+                else:
+                    torn += 1
             if len(lines) > 1:
                 self._check_identity(lines[0].get("run", {}), path)
                 records.update({line["image_id"]: line["record"] for line in lines[1:]})

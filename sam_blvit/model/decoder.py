@@ -24,7 +24,7 @@ from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from sam_blvit.model.plain import is_plain
+from sam_blvit.model.plain import check_float32, is_plain
 
 CHUNK_BYTES = 512 << 20
 """Memory that prompts decoded together, or masks enlarged together, may take beyond their results, about."""
@@ -207,6 +207,10 @@ def _answers(
     multimask_output: bool,
 ) -> tuple[Tensor, Logits]:
     """Predicted IoU (P, M), and what makes the logits of some of the prompts, or of all."""
+    if not torch.is_autocast_enabled(embedding.device.type):  # which brings dtypes together
+        for part in ("prompt_encoder", "mask_decoder"):
+            weights = (each.dtype for each in getattr(sam, part).parameters() if each.is_floating_point())
+            check_float32(next(weights, torch.float32), part)
     exact = all(weight.dtype == torch.float32 for weight in sam.prompt_encoder.parameters())
     # coordinates want more than the eight bits that a caller's autocast to bfloat16 leaves them
     with torch.autocast(embedding.device.type, enabled=False) if exact else nullcontext():

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sam_blvit.config import EMBEDDING_CHANNELS, PATCH_SIZE, ModelConfig, check_keep_ratio
 from sam_blvit.model.blocks import Block, LittleBlock, layer_norm
+from sam_blvit.model.plain import check_float32
 from sam_blvit.model.router import RandomRouter, Routing, TokenRouter, choose
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
@@ -131,6 +132,11 @@ class ImageEncoder(nn.Module):
         """Whether training keeps only the layers' inputs and computes the rest of them again for the gradient."""
         self._keep_ratio = check_keep_ratio(config.keep_ratio) if config.routed else 1.0
         self._init_weights()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageEncoder:
+        """As `Sam._apply`: parameters stay in float32, or ValueError."""
+        check_float32(fn(torch.zeros(1)).dtype, f"the image encoder of {self.config.name}")
+        return super()._apply(fn, recurse)
 
     @property
     def keep_ratio(self) -> float:

@@ -2,12 +2,14 @@
 
 Reading a weight is quicker than calling a module where only a part of it is needed, or where it folds into another.
 Whatever else stands there (a LoRA wrapper, an int8 layer, a parametrisation, a hook) must be called.
+Weights are float32 wherever they are (`check_float32`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -30,3 +32,12 @@ def _odd(part: nn.Module) -> bool:
     replaced = any(name in part.__dict__ for name in REPLACED) or part._compiled_call_impl is not None
     wrapped = any(is_traceable_wrapper_subclass(weight) for weight in part.parameters(recurse=False))
     return replaced or wrapped or getattr(part, "bias", part) is None
+
+
+def check_float32(dtype: torch.dtype, what: str) -> None:
+    """Raise ValueError, one line that names `what`, unless `dtype`, that of its parameters, is float32."""
+    if dtype != torch.float32:
+        raise ValueError(
+            f"{what} cannot be {dtype}: parameters stay float32; for speed set the option "
+            'compute_dtype="bfloat16" when the model is built, or run it under torch.autocast'
+        )

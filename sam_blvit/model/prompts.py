@@ -72,7 +72,7 @@ def _check_labels(labels: Tensor | None, coords: Tensor) -> None:
 
 
 def _checked_boxes(boxes: Tensor) -> Tensor:
-    if boxes.ndim < 2 or boxes[:1].numel() not in (0, 4) or boxes.shape[-1] not in (2, 4):
+    if boxes.ndim < 2 or boxes.shape[1:].numel() != 4 or boxes.shape[-1] not in (2, 4):
         raise ValueError(f"boxes of shape {tuple(boxes.shape)}: (P, 4) is expected, X0, Y0, X1, Y1 of each")
     return _finite(boxes.reshape(-1, 4), "boxes")
 

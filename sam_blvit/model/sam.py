@@ -20,6 +20,7 @@ from torch import Tensor
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.decoder import decode, enlarge
 from sam_blvit.model.encoder import Encoding, ImageEncoder
+from sam_blvit.model.plain import check_float32
 from sam_blvit.model.prompts import check_prompts
 from sam_blvit.model.resize import Resize
 
@@ -126,11 +127,7 @@ class Sam(OriginalSam):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sam:
         """What `to`, `half`, `double` and a wrapper's do to every tensor. Parameters stay in float32: ValueError."""
-        if (dtype := fn(torch.zeros(1)).dtype) != torch.float32:
-            raise ValueError(
-                f"{self.config.name} cannot be converted to {dtype}: parameters stay float32; for speed set the option "
-                'compute_dtype="bfloat16" when the model is built, or run it under torch.autocast'
-            )
+        check_float32(fn(torch.zeros(1)).dtype, self.config.name)
         return super()._apply(fn, recurse)
 
     def _masks_of(self, record: dict[str, Any], embedding: Tensor, multimask_output: bool) -> dict[str, Tensor]:

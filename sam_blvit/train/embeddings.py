@@ -227,8 +227,18 @@ def _append(file: BinaryIO, embedding: Tensor, path: Path) -> None:
 
 
 def _damaged(directory: Path, shards: Iterable[int]) -> dict[int, str]:
-    marks = (parse_json(_mark(directory, shard).read_text()) for shard in shards)
-    return {int(image_id): reason for mark in marks for image_id, reason in mark["damaged"].items()}
+    marks = (_damaged_in(_mark(directory, shard)) for shard in shards)
+    return {image_id: reason for mark in marks for image_id, reason in mark.items()}
+
+
+def _damaged_in(mark: Path) -> dict[int, str]:
+    try:
+        return {int(image_id): reason for image_id, reason in parse_json(mark.read_text())["damaged"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{mark} does not list its shard's damaged photographs ({error}); delete it and start "
+            "tools/cache_teacher.py again"
+        ) from error
 
 
 def _save_ids(to: str, image_ids: NDArray[np.int64]) -> None:
