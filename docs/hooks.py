@@ -130,8 +130,9 @@ def public() -> str:
     sources = {dotted(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
     lines = []
     for name in sam_blvit.__all__:
-        defines = re.compile(rf"^(?:(?:class|def) {name}\b|{name}\b.* = )", re.MULTILINE)
-        places = [module for module, source in sources.items() if defines.search(source)]
-        links = (f'<autoref optional identifier="{module}.{name}"><code>{name}</code></autoref>' for module in places)
-        lines.append(f"- {' '.join(links)}, in `{places[0]}`")
+        (imported,) = re.findall(rf"from ([\w.]+) import .*\b{name}\b", sources[PACKAGE])
+        defines = re.compile(rf"^(?:(?:class|def) )?{name}\b(?!,|$)", re.MULTILINE)
+        places = [each for each in sources if f"{each}.".startswith(f"{imported}.") and defines.search(sources[each])]
+        place = places[0] if places else imported
+        lines.append(f'- <autoref optional identifier="{place}.{name}"><code>{name}</code></autoref>, in `{place}`')
     return "\n".join(lines)
