@@ -150,7 +150,7 @@ def script(words: list[str]) -> list[str]:
 def sources_of(program: str) -> list[Path]:
     """The files of a script or package in benchmarks/, and of the settings that it shares with training."""
     path = ROOT / program
-    return [*([path] if path.is_file() else path.glob("*.py")), ROOT / "sam_blvit" / "config" / "training.py"]
+    return [*([path] if path.is_file() else path.glob("*.py")), *(ROOT / "sam_blvit" / "config").rglob("*.py")]
 
 
 def test_every_flag_that_pages_name_exists(
