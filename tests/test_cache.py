@@ -224,6 +224,7 @@ def test_a_complete_cache_is_left_as_it_is(
         ({"image_size": 64}, "image_size was 128, is 64; student_image_size was 128, is 64; grid was 8, is 4"),
         ({"shard_images": 3}, "shard_images was 2, is 3"),
         ({"precision": "bf16"}, "precision was fp32, is bf16"),
+        ({"mirrored": True}, "mirrored was False, is True"),
     ],
 )
 def test_a_cache_of_other_settings_is_not_gone_on_with(
@@ -435,6 +436,39 @@ def assert_same_cache(one: Path, other: Path) -> None:
             )
         else:
             assert content == (other / name).read_bytes()
+
+
+# mirrored photographs -----------------------------------------------------------------------------------------------
+
+
+def test_a_mirrored_photograph_meets_the_embedding_of_its_mirror_image(
+    settings: dict[str, Any], kept: Path, tmp_path: Path
+) -> None:
+    mirrored = cache_teacher(CacheConfig(**{**settings, "output": tmp_path / "mirrored", "mirrored": True}))
+    config = run(settings, teacher_cache=kept, mirrored_cache=mirrored, flip=True)
+    source = training_source(config)
+    dataset = TrainingSamples(source, image_size=128, mask_side=32, masks_per_image=2, mirrored=0.5)
+    samples = [item for place in range(5) if isinstance(item := dataset[place, place], Sample)]
+    assert {sample.mirrored for sample in samples} == {False, True}
+    images = [sample.image.float() for sample in samples]
+    live = run(settings, teacher_cache=None)
+    student, teacher = load_student_and_teacher(live)
+    expected = teacher_for(live, student, teacher, source, torch.device("cpu")).targets(images, samples).embedding
+    found = opened(config).targets(images, samples).embedding
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("names", "told"), [
+    (("kept", "kept"), "mirrored was False, is True"),
+    (("mirrored", "mirrored"), "mirrored was True, is False"),
+])  # fmt: skip
+def test_the_two_caches_are_not_mistaken_for_each_other(
+    settings: dict[str, Any], kept: Path, tmp_path: Path, names: tuple[str, str], told: str
+) -> None:
+    mirrored = cache_teacher(CacheConfig(**{**settings, "output": tmp_path / "mirrored", "mirrored": True}))
+    plain, turned = ({"kept": kept, "mirrored": mirrored}[name] for name in names)
+    with pytest.raises(ValueError, match=told):
+        opened(run(settings, teacher_cache=plain, mirrored_cache=turned, flip=True))
 
 
 # a teacher of another size ------------------------------------------------------------------------------------------

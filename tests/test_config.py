@@ -501,11 +501,20 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ({"distillation_layers": 1.0}, "distillation_layers: no effect without a teacher"),
         (
             {**TEACHER, "teacher_cache": Path("cache"), "flip": True},
-            "teacher_cache holds embeddings of whole photographs; leave out flip and smallest_crop",
+            "flip: teacher_cache holds embeddings of photographs as they are; write another cache with --mirrored and "
+            "name it with mirrored_cache, or leave out flip",
         ),
         (
             {**TEACHER, "teacher_cache": Path("cache"), "smallest_crop": 0.5},
-            "teacher_cache holds embeddings of whole photographs; leave out flip and smallest_crop",
+            "teacher_cache holds embeddings of whole photographs; leave out smallest_crop",
+        ),
+        (
+            {**TEACHER, "teacher_cache": Path("cache"), "mirrored_cache": Path("mirrored")},
+            "mirrored_cache: no effect without teacher_cache and flip; name both, or leave it out",
+        ),
+        (
+            {**TEACHER, "mirrored_cache": Path("mirrored"), "flip": True},
+            "mirrored_cache: no effect without teacher_cache and flip; name both, or leave it out",
         ),
         (
             {**TEACHER, "teacher_cache": Path("cache"), "distillation_layers": 1.0},

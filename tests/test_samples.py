@@ -86,7 +86,7 @@ def test_a_small_photograph_is_enlarged_linearly(tmp_path: Path) -> None:
 
 
 def test_after_crop_and_flip_masks_are_still_on_the_bright_pixels(tmp_path: Path) -> None:
-    samples = samples_of(write_flat(tmp_path, range(1), masks=1), smallest_crop=0.6, flip=True)
+    samples = samples_of(write_flat(tmp_path, range(1), masks=1), smallest_crop=0.6, mirrored=0.5)
     images = set()
     for epoch in range(12):
         found = sample(samples, epoch)
@@ -102,7 +102,7 @@ def test_after_crop_and_flip_masks_are_still_on_the_bright_pixels(tmp_path: Path
 
 def test_half_of_the_photographs_are_mirrored(tmp_path: Path) -> None:
     plain = sample(samples_of(write_flat(tmp_path, range(1)))).image
-    samples = samples_of(tmp_path, flip=True)
+    samples = samples_of(tmp_path, mirrored=0.5)
     mirrored = [torch.equal(sample(samples, epoch).image, plain.flip(-1)) for epoch in range(40)]
     assert 10 <= sum(mirrored) <= 30
 
@@ -118,7 +118,7 @@ def test_a_crop_leaves_out_masks_that_it_does_not_show_or_that_fill_it(tmp_path:
 def test_what_is_drawn_depends_on_seed_epoch_and_image_alone(tmp_path: Path) -> None:
     write_flat(tmp_path / "four", range(4), masks=9)
     write_tar(tmp_path / "one" / "sa_000000.tar", range(2, 3), masks=9)
-    options = {"masks_per_image": 3, "smallest_crop": 0.5, "flip": True}
+    options = {"masks_per_image": 3, "smallest_crop": 0.5, "mirrored": 0.5}
     first, alone = samples_of(tmp_path / "four", **options), samples_of(tmp_path / "one", **options)
     first[1, 0]  # another order of access
     one, same = sample(first, 1, 2), sample(alone, 1, 0)

@@ -414,7 +414,7 @@ def test_each_sees_the_photograph_at_its_own_size(
 ) -> None:
     write_flat(tmp_path / "data", range(2), size=(48, 96))
     source = training_source(TrainingDataConfig(data=tmp_path / "data"))
-    options = {"mask_side": 32, "masks_per_image": 1, "smallest_crop": 0.5, "flip": True}
+    options = {"mask_side": 32, "masks_per_image": 1, "smallest_crop": 0.5, "mirrored": 0.5}
     samples = TrainingSamples(source, image_size=64, teacher_size=128, **options)
     at_teachers = TrainingSamples(source, image_size=128, **options)
     sam, encoder, _ = exported

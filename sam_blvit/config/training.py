@@ -112,6 +112,8 @@ class CacheConfig(TeacherConfig):
 
     output: Path
     """Directory of the shards; started again it goes on where it stopped."""
+    mirrored: bool = False
+    """Keep the embeddings of mirrored photographs, for mirrored_cache; they need a directory of their own."""
     shard_images: int = 500
     """Images a shard; at 1024 px each takes 2 MiB."""
 
@@ -214,6 +216,8 @@ class FinetuneConfig(TeacherConfig):
     """Keep ratios to draw from, one a step; naming one twice doubles its share. Default: the preset's."""
     teacher_cache: Path | None = None
     """Directory that tools/cache_teacher.py wrote with this teacher. Default: the teacher runs beside the student."""
+    mirrored_cache: Path | None = None
+    """Directory that tools/cache_teacher.py --mirrored wrote, beside teacher_cache where flip mirrors photographs."""
 
     # optimiser
     epochs: float = 10.0
@@ -398,6 +402,7 @@ class FinetuneConfig(TeacherConfig):
         """The teacher, and what is wanted of it."""
         distils = (
             "teacher_cache",
+            "mirrored_cache",
             "teacher_model",
             "teacher_decoder",
             "distillation_layers",
@@ -409,8 +414,15 @@ class FinetuneConfig(TeacherConfig):
             raise ValueError(f"{', '.join(idle)}: no effect without a teacher; name its checkpoint with teacher")
         if self.teacher is not None and self.teacher.suffix == ".onnx" and self.distillation_layers:
             raise ValueError("an exported teacher gives final embeddings alone; leave out distillation_layers")
-        if self.teacher_cache is not None and (self.flip or self.smallest_crop < 1):
-            raise ValueError("teacher_cache holds embeddings of whole photographs; leave out flip and smallest_crop")
+        if self.teacher_cache is not None and self.smallest_crop < 1:
+            raise ValueError("teacher_cache holds embeddings of whole photographs; leave out smallest_crop")
+        if self.teacher_cache is not None and self.flip and self.mirrored_cache is None:
+            raise ValueError(
+                "flip: teacher_cache holds embeddings of photographs as they are; write another cache with --mirrored "
+                "and name it with mirrored_cache, or leave out flip"
+            )
+        if self.mirrored_cache is not None and (self.teacher_cache is None or not self.flip):
+            raise ValueError("mirrored_cache: no effect without teacher_cache and flip; name both, or leave it out")
         if self.teacher_cache is not None and self.distillation_layers:
             raise ValueError("teacher_cache holds final embeddings alone; leave out distillation_layers")
         if self.kd_only_steps and not (self.distillation_weight or self.distillation_mse or self.distillation_layers):

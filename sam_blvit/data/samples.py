@@ -55,6 +55,8 @@ class Sample:
     """Height and width, in pixels of `masks`, that the photograph covers."""
     teacher_image: Tensor | None = None
     """(3, h', w') uint8 RGB: the same view at the teacher's input size. None: the teacher sees `image`."""
+    mirrored: bool = False
+    """Whether `image` shows the photograph mirrored."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,27 @@ class TrainingSamples(Dataset[Sample | Damaged]):
         mask_side: int,
         masks_per_image: int,
         smallest_crop: float = 1.0,
-        flip: bool = False,
+        mirrored: float = 0.0,
         seed: int = 0,
         teacher_size: int | None = None,
     ) -> None:
-        """`mask_side` (L): pixels along the square of a mask. `smallest_crop`: share of each side that a random
-        crop keeps at least; 1 crops nothing. `teacher_size`: longest side of `teacher_image`, if there is to be one."""
+        """Read the photographs of `source`.
+
+        Args:
+            image_size: Longest side of a sample's image, pixels.
+            mask_side: L, pixels along the square of a mask.
+            masks_per_image: Masks of a sample, at most.
+            smallest_crop: Share of each side that a random crop keeps at least; 1 crops nothing.
+            mirrored: Share of the photographs that are mirrored.
+            seed: What is drawn depends on it, the epoch and the photograph's id.
+            teacher_size: Longest side of `teacher_image`, pixels, if there is to be one.
+        """
         self.source = source
         self.image_size = image_size
         self.mask_side = mask_side
         self.masks_per_image = masks_per_image
         self.smallest_crop = smallest_crop
-        self.flip = flip
+        self.mirrored = mirrored
         self.seed = seed
         self.teacher_size = teacher_size
 
@@ -136,6 +147,7 @@ class TrainingSamples(Dataset[Sample | Damaged]):
             boxes=torch.from_numpy(boxes),
             ann_ids=tuple(instance.ann_id for instance in seen),
             valid=framing.valid,
+            mirrored=framing.flipped,
             teacher_image=self._for_teacher(annotated.pixels, framing),
         )
 
@@ -151,7 +163,7 @@ class TrainingSamples(Dataset[Sample | Damaged]):
         window = _random_crop(height, width, self.smallest_crop, rng)
         shuffled = (annotated.instances[i] for i in rng.permutation(len(annotated.instances)))
         chosen = list(islice(_usable(shuffled, height, width), self.masks_per_image))
-        flipped = bool(self.flip and rng.random() < 0.5)
+        flipped = bool(self.mirrored and rng.random() < self.mirrored)
         sides = [part.stop - part.start for part in window]
         scale = self.image_size / max(sides)
         h, w = (max(1, round(side * scale)) for side in sides)

@@ -70,6 +70,7 @@ def _header(config: CacheConfig, source: Source) -> Header:
         images=len(source),
         ids_sha256=ids_sha256(source.image_ids),
         shard_images=config.shard_images,
+        mirrored=config.mirrored,
     )
 
 
@@ -85,7 +86,12 @@ def _write(
     sam = load_teacher(config, _student(config)).to(pick_device(config.device))
     teacher = LiveTeacher(sam, precision=config.precision)
     samples = TrainingSamples(
-        source, image_size=writer.header.image_size, mask_side=1, masks_per_image=0, seed=config.seed
+        source,
+        image_size=writer.header.image_size,
+        mask_side=1,
+        masks_per_image=0,
+        mirrored=float(config.mirrored),
+        seed=config.seed,
     )
     rows = [writer.header.rows(shard) for shard in shards]
     places = _places(rows, config.batch_size or BATCH_SIZE)

@@ -53,6 +53,8 @@ class Header:
     ids_sha256: str
     """Of their ids in order."""
     shard_images: int
+    mirrored: bool = False
+    """Whether the teacher saw each photograph mirrored."""
     transform: str = TRANSFORM
     dtype: str = DTYPE
     format: int = FORMAT
@@ -145,10 +147,21 @@ class KeptEmbeddings:
 
     @classmethod
     def open(
-        cls, directory: Path, *, teacher_sha256: str, image_size: int, grid: int, image_ids: NDArray[np.int64]
+        cls,
+        directory: Path,
+        *,
+        teacher_sha256: str,
+        image_size: int,
+        grid: int,
+        image_ids: NDArray[np.int64],
+        mirrored: bool = False,
     ) -> KeptEmbeddings:
-        """The cache in `directory` for a run on photographs `image_ids`; ValueError, one line, if it is of another
-        teacher, transform or image size, is not complete, or lacks some of them or found some damaged."""
+        """The cache in `directory` for a run on photographs `image_ids`, as they are or `mirrored`.
+
+        Raises:
+            ValueError: One line, if it is of another teacher, transform or image size, is not complete, or lacks some
+                photographs or found some damaged.
+        """
         header = _read_header(directory)
         wanted = {
             "format": FORMAT,
@@ -157,6 +170,7 @@ class KeptEmbeddings:
             "image_size": image_size,
             "grid": grid,
             "transform": TRANSFORM,
+            "mirrored": mirrored,
         }
         _check_fields(
             directory, header, wanted, "write it anew with tools/cache_teacher.py and the settings of this run"

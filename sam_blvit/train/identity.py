@@ -18,8 +18,8 @@ from sam_blvit.train.teacher import TEACHER_KEY
 
 MAY_CHANGE = (
     "output", "data", "annotations", "manifest", "exclude", "checkpoint", "base", "teacher", "teacher_decoder",
-    "teacher_cache", "preset", "precision", "device", "workers", "batch_size", "accumulate", "sharding",
-    "checkpoint_layers", "compile", "max_steps", "resume", "checkpoint_every", "log_every", "picture_every",
+    "teacher_cache", "mirrored_cache", "preset", "precision", "device", "workers", "batch_size", "accumulate",
+    "sharding", "checkpoint_layers", "compile", "max_steps", "resume", "checkpoint_every", "log_every", "picture_every",
     "tensorboard", "validate_every", "val_manifest", "val_annotations", "val_images", "val_limit", "max_bad_steps",
     "preflight", "dry_run_data",
 )  # fmt: skip

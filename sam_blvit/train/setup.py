@@ -115,7 +115,7 @@ def _dataset(
         mask_side=config.mask_side or side,
         masks_per_image=config.masks_per_image,
         smallest_crop=config.smallest_crop,
-        flip=config.flip,
+        mirrored=0.5 if config.flip else 0.0,
         seed=config.seed,
         teacher_size=None if teachers == side else teachers,
     )

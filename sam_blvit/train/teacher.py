@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -92,13 +93,20 @@ class LiveTeacher:
 class CachedTeacher:
     """A teacher whose embeddings tools/cache_teacher.py has kept."""
 
-    def __init__(self, kept: KeptEmbeddings) -> None:
+    def __init__(self, kept: KeptEmbeddings, mirrored: KeptEmbeddings | None = None) -> None:
+        """`kept` of the photographs as they are, `mirrored` of the same mirrored, where samples may be."""
         self.kept = kept
+        self.mirrored = mirrored
 
     def targets(self, images: list[Tensor], samples: list[Sample]) -> Target:
         """As `Teacher`; ValueError if an image is not among those kept."""
-        embedding = self.kept.of([sample.image_id for sample in samples])
+        embedding = torch.cat([self._of(sample) for sample in samples])
         return Target(embedding.to(images[0].device).float(), {})
+
+    def _of(self, sample: Sample) -> Tensor:
+        kept = self.mirrored if sample.mirrored else self.kept
+        assert kept is not None  # the config takes no flip without it
+        return kept.of([sample.image_id])
 
 
 def teacher_for(
@@ -107,14 +115,17 @@ def teacher_for(
     """The teacher of a run on `source`: from its cache if `config` names one, else `teacher` itself on `device`; None
     without a teacher. ValueError, one line, if the cache does not fit."""
     if config.teacher_cache is not None and config.teacher is not None:
-        kept = KeptEmbeddings.open(
-            config.teacher_cache,
+        opened = partial(
+            KeptEmbeddings.open,
             teacher_sha256=file_sha256(config.teacher),
             image_size=teacher_size(config, student.config),
             grid=student.config.embedding_grid,
             image_ids=source.image_ids,
         )
-        return CachedTeacher(kept)
+        mirrored = config.mirrored_cache
+        return CachedTeacher(
+            opened(config.teacher_cache), None if mirrored is None else opened(mirrored, mirrored=True)
+        )
     if teacher is None:
         return None
     between: tuple[int, ...] = ()
