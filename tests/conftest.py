@@ -23,6 +23,9 @@ from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.config import MODELS, ModelConfig, override
+from sam_blvit.evaluate import provenance
+from sam_blvit.measure.flops import Macs, sam_macs
+from sam_blvit.model.sam import Sam
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -86,6 +89,25 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     compile_for = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **settings: compile_for(f, **{**settings, "backend": counter}))
     return counter
+
+
+_counted: dict[tuple[ModelConfig, float], tuple[Macs, Macs]] = {}
+
+
+def macs_once(sam: sa.Sam) -> tuple[Macs, Macs]:
+    """`sam_macs`, once for all models of a config that have the same keep ratio: a small one takes a second."""
+    if type(sam) is not Sam:
+        return sam_macs(sam)
+    key = sam.config, sam.image_encoder.keep_ratio
+    if key not in _counted:
+        _counted[key] = sam_macs(sam)
+    return _counted[key]
+
+
+@pytest.fixture
+def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations do not count again what another has counted, which takes most of a small one's time."""
+    monkeypatch.setattr(provenance, "sam_macs", macs_once)
 
 
 @pytest.fixture(autouse=True)

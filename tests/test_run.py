@@ -36,6 +36,8 @@ REAL = Path(__file__).parents[2] / "shared" / "data" / "real_eval"
 EVAL = Path(__file__).parents[1] / "eval"
 Configured = Callable[..., EvaluationConfig]
 
+pytestmark = pytest.mark.usefixtures("counted_once")
+
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
