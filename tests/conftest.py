@@ -68,8 +68,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Fields of the big.LITTLE models that the study compares with the paper's."""
 
 
+LONGEST = (
+    *("test_compiled", "test_finetune", "test_loop", "test_run", "test_benchmarks_evidence", "test_overfit"),
+    *("test_flops", "test_attend", "test_notebooks", "test_command", "test_ap", "test_worker", "test_state"),
+)
+"""Test files that take longest, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine lacks the data or the device for."""
+    """Begin with what takes longest, lest one process end long after the others, and skip what this machine lacks the
+    data or the device for."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     absent = {}
     if not REAL_DATA.is_dir():
         absent["data"] = pytest.mark.skip(reason="../shared/data is not here")
