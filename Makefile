@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 	@echo "Look at demo/*_overlay.png, demo/motorcycle_left_everything.png and demo/coffee_routing.png"
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 evidence: $(VENV)/installed
 	$(if $(DATA),,$(error DATA is not given; name the directory that has real_train and real_eval: make evidence DATA=DIR))

@@ -23,6 +23,9 @@ from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.config import MODELS, ModelConfig, override
+from sam_blvit.evaluate import provenance
+from sam_blvit.measure.flops import Macs, sam_macs
+from sam_blvit.model.sam import Sam
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -65,8 +68,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Fields of the big.LITTLE models that the study compares with the paper's."""
 
 
+LONGEST = (
+    *("test_compiled", "test_finetune", "test_loop", "test_run", "test_benchmarks_evidence", "test_overfit"),
+    *("test_flops", "test_attend", "test_notebooks", "test_command", "test_ap", "test_worker", "test_state"),
+)
+"""Test files that take longest, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine lacks the data or the device for."""
+    """Begin with what takes longest, lest one process end long after the others, and skip what this machine lacks the
+    data or the device for."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     absent = {}
     if not REAL_DATA.is_dir():
         absent["data"] = pytest.mark.skip(reason="../shared/data is not here")
@@ -86,6 +98,25 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     compile_for = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **settings: compile_for(f, **{**settings, "backend": counter}))
     return counter
+
+
+_counted: dict[tuple[ModelConfig, float], tuple[Macs, Macs]] = {}
+
+
+def macs_once(sam: sa.Sam) -> tuple[Macs, Macs]:
+    """`sam_macs`, once for all models of a config that have the same keep ratio: a small one takes a second."""
+    if type(sam) is not Sam:
+        return sam_macs(sam)
+    key = sam.config, sam.image_encoder.keep_ratio
+    if key not in _counted:
+        _counted[key] = sam_macs(sam)
+    return _counted[key]
+
+
+@pytest.fixture
+def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations do not count again what another has counted, which takes most of a small one's time."""
+    monkeypatch.setattr(provenance, "sam_macs", macs_once)
 
 
 @pytest.fixture(autouse=True)

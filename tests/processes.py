@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,36 +31,78 @@ SERVER.set_forkserver_preload(["trainer"])
 
 @dataclass(frozen=True)
 class Run:
-    """The processes of one training run."""
+    """Processes that belong together."""
 
     processes: list[ForkServerProcess]
     said: list[Path]
     """What each of them printed."""
 
 
+class Command:
+    """A Python command in a process of its own, as subprocess.Popen would start it, but for seconds of imports."""
+
+    def __init__(
+        self, words: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[bytes], stderr: int
+    ) -> None:
+        self.process = SERVER.Process(target=_python, args=(words[1:], dict(env), stdout.name, stdout.name, cwd))
+        self.process.start()
+
+    def wait(self) -> int:
+        self.process.join()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+
 def run_in_two(code: str, *words: object) -> list[str]:
     """Run Python `code`, given `words`, in two processes as torchrun starts them, to their end; what each printed."""
+    with tempfile.TemporaryDirectory() as said:
+        run = start_python(["-c", code, *map(str, words)], Path(said), ranks=2)
+        try:
+            finish(run, seconds=90)
+        finally:
+            for process in run.processes:
+                process.kill()
+        return [path.read_text() for path in run.said[::2]]
+
+
+def start_python(words: Sequence[str], said: Path, *, ranks: int) -> Run:
+    """`python` with `words`, in `ranks` processes as torchrun starts them; what they print goes to files in `said`."""
+    said.mkdir(parents=True, exist_ok=True)
+    run = Run([], [])
+    for rank, joined in enumerate(_joined(ranks)):
+        run.said.extend(said / f"{rank}_{stream}.txt" for stream in ("out", "err"))
+        given = (words, {**os.environ, **joined}, *run.said[-2:], Path.cwd())
+        run.processes.append(SERVER.Process(target=_python, args=given))
+        run.processes[-1].start()
+    return run
+
+
+def _python(words: Sequence[str], environment: Mapping[str, str], out: str | Path, err: str | Path, cwd: Path) -> None:
+    """What `python` does with `words`: a script or `-c`, and what is given to it."""
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of readers of data, as where nobody forked this process
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(words[1], {"__name__": "__main__"})
+    else:
+        sys.argv = list(words)
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def _joined(ranks: int) -> list[dict[str, str]]:
+    """What torchrun tells each of so many processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, words)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=90) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], said
-    return [out for out, _ in said]
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def start(
@@ -76,16 +119,9 @@ def start(
     settings = {"model": "blvit_tiny", **settings}
     flags = [word for name, value in settings.items() if value is not None for word in _flag(name, value)]
     flags = ["--data", str(data), "--output", str(output), "--device", "cpu", *flags]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     run = Run([], [])
     variables = {"DIARY": str(diary), **(environment or {})}
-    for rank in range(ranks):
-        joined = {} if ranks == 1 else {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
-        }  # fmt: skip
+    for rank, joined in enumerate([{}] if ranks == 1 else _joined(ranks)):
         run.said.append(diary / f"{rank}_{len(list(diary.iterdir()))}.txt")
         run.processes.append(SERVER.Process(target=train, args=(flags, {**variables, **joined}, run.said[-1])))
         run.processes[-1].start()

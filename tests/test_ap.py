@@ -33,6 +33,8 @@ BOXES = [
 ]
 Configured = Callable[..., EvaluationConfig]
 
+pytestmark = pytest.mark.usefixtures("counted_once")
+
 
 @pytest.fixture
 def config(tmp_path: Path, tiny: Callable[..., ModelConfig], randomize: Callable[[Sam], Sam]) -> Configured:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,13 @@ import yaml
 
 import runs
 from benchmarks.evidence import __main__ as command
+from benchmarks.evidence import running
 from benchmarks.evidence.rows import BASELINE, DIAL, ROWS, SIZES, TABLES
 from benchmarks.evidence.running import PROGRAMS, run_chains
 from benchmarks.evidence.study import RECIPES, ROOT, EvidenceConfig, Study, Task
 from benchmarks.evidence.tables import NOT_RUN, ON_GPU, page, results
 from datasets import write_dataset
+from processes import Command
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.cli import run
 from sam_blvit.config import CacheConfig, EvaluationConfig, FinetuneConfig, ModelConfig, model_config
@@ -495,8 +498,9 @@ def teacher(tmp_path: Path) -> Path:
 
 
 def test_the_study_is_made_and_goes_on_where_it_stopped(
-    data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(running, "subprocess", SimpleNamespace(Popen=Command, STDOUT=subprocess.STDOUT))
     output = tmp_path / "out"
     config = EvidenceConfig(data=data, output=output, teacher=teacher, steps=1, rows=("paper",))
     command.evidence(config)

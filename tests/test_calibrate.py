@@ -21,6 +21,8 @@ from sam_blvit.model.sam import Sam
 
 PROMPTS = ("box", "1pt", "3pt")
 
+pytestmark = pytest.mark.usefixtures("counted_once")
+
 
 @pytest.fixture
 def config(

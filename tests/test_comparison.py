@@ -20,6 +20,8 @@ from sam_blvit.measure.latency import processor
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 
+pytestmark = pytest.mark.usefixtures("counted_once")
+
 
 @pytest.fixture
 def before(tiny_dense: Callable[..., ModelConfig], randomize: Callable[[Sam], Sam]) -> Sam:

@@ -21,6 +21,12 @@ Tiny = Callable[..., ModelConfig]
 
 
 @pytest.fixture
+def tiny(tiny: Tiny) -> Tiny:
+    """A layer less, as every layer is traced: 1 dense, 2 global, 3 windowed, routers after 1 and 2."""
+    return partial(tiny, layers=3, global_layers=(2,), routers_after=(1, 2), little_layers=(2, 3))
+
+
+@pytest.fixture
 def encoder(tiny: Tiny, randomize: Callable[[nn.Module], nn.Module]) -> ImageEncoder:
     return randomize(build_sam(tiny()).eval().image_encoder)
 
@@ -33,9 +39,10 @@ def test_every_keep_ratio_window_and_shape_is_one_graph(
     for window, dtype in ((4, "float32"), (3, "float32"), (4, "bfloat16")):
         encoder = randomize(build_sam(tiny(window=window, compute_dtype=dtype)).eval().image_encoder)
         embed = compiled(encoder)
-        for keep_ratio in (0.0, 0.25, 0.5, 1.0):
+        for keep_ratio in (0.0, 0.25, 1.0):
             encoder.keep_ratio = keep_ratio
-            for height in {encoder.padded_size(128, 128)[0], encoder.padded_size(64, 128)[0]}:
+            photographs = (128,) if dtype == "bfloat16" else (128, 64)
+            for height in {encoder.padded_size(height, 128)[0] for height in photographs}:
                 images = torch.randn(1, 3, height, 128)
                 torch.testing.assert_close(embed(images), encoder.forward(images))
                 asked += 1
@@ -116,12 +123,20 @@ def test_what_cannot_be_compiled_is_one_line() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_inductors_code_gives_the_embedding_of_todays_weights(
+def test_inductors_code_gives_the_embedding(
     tiny: Tiny, randomize: Callable[[nn.Module], nn.Module], dtype: str
 ) -> None:
     encoder = randomize(build_sam(tiny(compute_dtype=dtype)).eval().image_encoder)
     images = torch.randn(1, 3, 128, 128)
-    close = partial(torch.testing.assert_close, rtol=0, atol=1e-4 if dtype == "float32" else 0.1)
+    atol = 1e-4 if dtype == "float32" else 0.1
+    torch.testing.assert_close(compiled(encoder)(images), encoder.forward(images), rtol=0, atol=atol)
+
+
+@torch.no_grad()
+def test_inductors_code_has_todays_weights(tiny_dense: Tiny, randomize: Callable[[nn.Module], nn.Module]) -> None:
+    encoder = randomize(build_sam(tiny_dense(layers=1, global_layers=(1,))).eval().image_encoder)
+    images = torch.randn(1, 3, 128, 128)
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-4)
     close(compiled(encoder)(images), encoder.forward(images))
     encoder.neck[0].weight.mul_(0.5)
     encoder.pos_embed.add_(0.5)

@@ -26,7 +26,7 @@ from trainer import LINEAR, MISCOUNTED
 
 SETTINGS = {
     "schedule_steps": 6, "batch_size": 2, "masks_per_image": 2, "mask_side": 32, "workers": 0, "correction_rounds": 0,
-    "checkpoint_every": 1, "log_every": 1, "precision": "fp32",
+    "checkpoint_every": 100, "log_every": 1, "precision": "fp32",
 }  # fmt: skip
 
 LINEAR_STEPS = {LINEAR: "1"}
@@ -62,7 +62,7 @@ def wait_for_step(output: Path, step: int, seconds: float = 120) -> None:
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, data: Path, teacher: Path) -> None:
-    options = settings(teacher=teacher, ema=0.5, drop_path=0.3, workers=1)
+    options = settings(teacher=teacher, ema=0.5, drop_path=0.3, workers=1, checkpoint_every=1)
     finish(start(tmp_path / "whole", data, **options))
     killed = start(tmp_path / "killed", data, **options)
     wait_for_step(tmp_path / "killed", 3)
@@ -86,7 +86,7 @@ def test_photographs_alone_are_distilled(tmp_path: Path, teacher: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_asks_to_be_started_again(tmp_path: Path, data: Path, number: signal.Signals) -> None:
-    options = settings(checkpoint_every=100, schedule_steps=40, workers=1)
+    options = settings(schedule_steps=40, workers=1)
     run = start(tmp_path / "run", data, **options)
     wait_for_step(tmp_path / "run", 2)
     kill(run, number)
@@ -115,7 +115,7 @@ def soak(root: Path, data: Path, *, kills: int, seed: int) -> str:
     of it."""
     rng = random.Random(seed)
     output, length = root / "run", 10 * kills
-    options = settings(schedule_steps=length, workers=1)
+    options = settings(schedule_steps=length, workers=1, checkpoint_every=1)
     ended_early = 0
     for _ in range(kills):
         ranks = rng.choice([1, 2])

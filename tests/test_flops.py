@@ -27,6 +27,9 @@ def counted(name: str) -> MacCount:
     return count_macs(model_config(name))
 
 
+of_config = cache(count_macs)
+
+
 @pytest.mark.parametrize(("name", "gmacs"), [("vit_b", 371.99), ("vit_h", 2736.62)])
 def test_dense_models_cost_what_the_paper_prints(name: str, gmacs: float) -> None:
     assert round(counted(name).total.paper / G, 2) == gmacs
@@ -43,8 +46,8 @@ def test_big_little_models_cost_what_the_design_expects(name: str, low: float, h
 
 
 def test_every_variant_costs_what_it_has(tiny: Tiny) -> None:
-    counts = {name: count_macs(tiny(**fields)) for name, fields in VARIANTS.items()}
-    theirs = count_macs(tiny())
+    counts = {name: of_config(tiny(**fields)) for name, fields in VARIANTS.items()}
+    theirs = of_config(tiny())
     performance, efficiency = ("performance blocks", "efficiency blocks")
     assert counts["unscaled"].parts == counts["two_class"].parts == theirs.parts
     assert counts["random"].parts == {**theirs.parts, "routers": Macs(0, 0)}
@@ -63,7 +66,7 @@ def test_the_decoder_costs_what_thop_counts() -> None:
 
 def test_routed_layers_cost_what_their_equations_say(tiny: Tiny) -> None:
     """Layer 1 is dense; 2 and 4 are global, 3 is windowed, all three with an efficiency block."""
-    count = count_macs(tiny(keep_ratio=0.25))
+    count = of_config(tiny(keep_ratio=0.25))
     tokens, primary, slots, dim, inner, side, window = 64, 16, 16, 32, 16, 8, 4
     offsets, offsets_in_window = 2 * side - 1, 2 * window - 1  # a query among few is multiplied with every offset
     norms = 2 * 4 * tokens * dim
@@ -106,33 +109,33 @@ def test_a_four_by_three_photograph_costs_a_big_little_model_less() -> None:
 
 
 def test_a_photograph_costs_a_dense_model_its_square(tiny_dense: Tiny) -> None:
-    assert count_macs(tiny_dense(), input_size=(30, 40)) == count_macs(tiny_dense())
+    assert of_config(tiny_dense(), input_size=(30, 40)) == of_config(tiny_dense())
 
 
 def test_a_photograph_without_pixels_is_refused(tiny: Tiny, refused: Any) -> None:
     with refused(ValueError, r"input_size=\(0, 40\)"):
-        count_macs(tiny(), input_size=(0, 40))
+        of_config(tiny(), input_size=(0, 40))
 
 
 def test_the_dial_lowers_the_cost(tiny: Tiny) -> None:
-    costs = [count_macs(tiny(keep_ratio=ratio)).total for ratio in (0.0, 0.25, 0.5)]
+    costs = [of_config(tiny(keep_ratio=ratio)).total for ratio in (0.0, 0.25, 0.5)]
     assert costs[0].paper < costs[1].paper < costs[2].paper
     assert costs[0].full < costs[1].full < costs[2].full
 
 
 def test_keep_ratio_one_costs_what_the_dense_model_does(tiny: Tiny, tiny_dense: Tiny) -> None:
-    routed, dense = count_macs(tiny(keep_ratio=1.0)), count_macs(tiny_dense())
+    routed, dense = of_config(tiny(keep_ratio=1.0)), of_config(tiny_dense())
     assert routed.parts["performance blocks"] == dense.parts["performance blocks"]
     assert routed.parts["efficiency blocks"].full == 0
     assert routed.total.full - routed.parts["routers"].full == dense.total.full
 
 
 def test_the_compute_dtype_changes_no_count(tiny: Tiny) -> None:
-    assert count_macs(tiny(compute_dtype="bfloat16")) == count_macs(tiny())
+    assert of_config(tiny(compute_dtype="bfloat16")) == of_config(tiny())
 
 
 def test_parameters_are_all_of_the_model(tiny: Tiny) -> None:
-    assert count_macs(tiny()).parameters == sum(p.numel() for p in build_sam(tiny()).parameters())
+    assert of_config(tiny()).parameters == sum(p.numel() for p in build_sam(tiny()).parameters())
 
 
 def test_counting_leaves_no_trace_in_models_built_later(tiny: Tiny) -> None:
@@ -147,12 +150,12 @@ def test_counting_leaves_no_trace_in_models_built_later(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("overrides", [{}, {"keep_ratio": 0.0}, {"keep_ratio": 1.0}, {"window": 3}])
 def test_a_built_models_cost_is_its_configs(tiny: Tiny, overrides: dict[str, Any]) -> None:
-    count = count_macs(tiny(**overrides))
+    count = of_config(tiny(**overrides))
     assert sam_macs(build_sam(tiny(**overrides))) == (count.encoder, count.total)
 
 
 def test_a_built_dense_models_cost_is_its_configs(tiny_dense: Tiny) -> None:
-    count = count_macs(tiny_dense())
+    count = of_config(tiny_dense())
     assert sam_macs(build_sam(tiny_dense())) == (count.encoder, count.total)
 
 
@@ -160,14 +163,14 @@ def test_a_built_dense_models_cost_is_its_configs(tiny_dense: Tiny) -> None:
 def test_segment_anythings_own_sam_costs_what_our_dense_model_does(
     tiny_dense: Tiny, original_sam: Callable[[ModelConfig], sa.Sam], window: int
 ) -> None:
-    count = count_macs(tiny_dense(window=window))
+    count = of_config(tiny_dense(window=window))
     assert sam_macs(original_sam(tiny_dense(window=window))) == (count.encoder, count.total)
 
 
 def test_a_built_models_cost_is_that_of_the_keep_ratio_it_is_set_to(tiny: Tiny) -> None:
     sam = build_sam(tiny())
     sam.image_encoder.keep_ratio = 0.5
-    count = count_macs(tiny(keep_ratio=0.5))
+    count = of_config(tiny(keep_ratio=0.5))
     assert sam_macs(sam) == (count.encoder, count.total)
 
 
@@ -192,7 +195,7 @@ def test_a_counted_model_still_answers_as_before(tiny: Tiny) -> None:
 
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_is_counted_there_and_stays(tiny: Tiny) -> None:
-    sam, count = build_sam(tiny()).cuda(), count_macs(tiny())
+    sam, count = build_sam(tiny()).cuda(), of_config(tiny())
     assert sam_macs(sam) == (count.encoder, count.total)
     assert {value.device.type for value in sam.state_dict().values()} == {"cuda"}
 

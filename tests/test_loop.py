@@ -40,7 +40,10 @@ Seen = list[list[tuple[int, int]]]
 DENSE = override(TINY, name="vit_tiny", routed_from=None, routers_after=(), little_layers=())
 PHOTOGRAPHS = 6
 
-pytestmark = pytest.mark.filterwarnings("ignore:blvit_tiny. .* is a plain SAM")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:blvit_tiny. .* is a plain SAM"),
+    pytest.mark.usefixtures("counted_once"),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")

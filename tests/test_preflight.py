@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import TINY
+from conftest import TINY, macs_once
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.config import MODELS, FinetuneConfig, override
 from sam_blvit.data.sources import training_source
@@ -37,6 +37,7 @@ def _tiny_models() -> Iterator[None]:
         patch.setitem(MODELS, "blvit_tiny", override(TINY, name="blvit_tiny"))
         patch.setitem(MODELS, "vit_tiny", DENSE)
         patch.setattr(module, "MEASURED", 1)
+        patch.setattr(module, "sam_macs", macs_once)
         yield
 
 

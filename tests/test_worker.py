@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ OURS = replace(CELL, model="blvit_tiny", keep_ratio=0.5, side=128, allocator="de
 FOREIGN = replace(OURS, model="test_worker:foreign", keep_ratio=None)
 COMPILE = torch.compile
 SIDE = 128
+count_once = cache(count_macs)
 
 
 def foreign(side: int = SIDE, dim: int = 32) -> Sam:
@@ -83,6 +85,7 @@ def starved() -> Sam:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(worker, "MATMUL", {"cpu": (8, 8, 8)})
+    monkeypatch.setattr(worker, "count_macs", count_once)
     compile_with(monkeypatch, "eager")
     yield
     torch._dynamo.reset()
