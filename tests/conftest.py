@@ -22,7 +22,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.allocator import tune_allocator
-from sam_blvit.config import MODELS, ModelConfig, override
+from sam_blvit.config import MODELS, ModelConfig, compose, override, settings_of
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -32,6 +32,7 @@ settings.load_profile("fuzz" if "CASES" in os.environ else "suite")
 
 tune_allocator()  # as every command does: page faults would be a third of the suite's time
 
+AnyConfig = TypeVar("AnyConfig")
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 TINY = override(
@@ -63,6 +64,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "evo_vit": {"little_layers": (), "primary_keys": "pooled", "pool": 4, "broadcast": True},
 }
 """Fields of the big.LITTLE models that the study compares with the paper's."""
+
+
+def with_settings(config: AnyConfig, **settings: Any) -> AnyConfig:
+    """`config` with other values of some of its flat settings."""
+    return compose(type(config), **settings_of(config) | settings)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

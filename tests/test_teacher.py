@@ -16,7 +16,7 @@ from torch import Tensor
 
 from exports import export_sam
 from sam_blvit.checkpoint import save_plain_sam, save_sam
-from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, TrainingDataConfig, override
+from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, TrainingDataConfig, compose, override
 from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.exported.sam import ExportedSam, load_exported
@@ -71,7 +71,7 @@ def saved(sam: Sam, path: Path, **metadata: str) -> Path:
 
 
 def config(**options: Any) -> FinetuneConfig:
-    return FinetuneConfig(data=Path("data"), output=Path("run"), **{"model": "blvit_tiny", **options})
+    return compose(FinetuneConfig, data=Path("data"), output=Path("run"), **{"model": "blvit_tiny", **options})
 
 
 def photographs(*sizes: tuple[int, int]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from sam_blvit.config.options import parse_options
 
 SAME = "same"
 """As a teacher's name: the dense model of the size of the registry's student, whatever options make of that."""
-STUDENT_CHOICES = {"freeze": ("none", "performance"), "warm_start": ("none", "layerwise")}
+STUDENT_CHOICES = {"warm_start": ("none", "layerwise"), "freeze": ("none", "performance")}
 """Settings of a student, and the words they take."""
 
 
