@@ -54,7 +54,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> training_speed.SpeedConf
 def rows(config: training_speed.SpeedConfig, tmp_path_factory: pytest.TempPathFactory) -> list[training_speed.Row]:
     with_teacher = training_speed.with_random_teacher(config, tmp_path_factory.mktemp("teacher"))
     with training_speed.joined_processes(torch.device("cpu")) as processes:
-        return training_speed.measure(with_teacher, training_speed.training_source(with_teacher), processes)
+        return training_speed.measure(with_teacher, training_speed.training_source(with_teacher.data), processes)
 
 
 def test_every_keep_ratio_is_measured_once(rows: list[training_speed.Row]) -> None:

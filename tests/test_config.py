@@ -243,7 +243,7 @@ def test_a_dense_model_is_not_built_at_another_keep_ratio_than_1(tiny_dense: Con
 )
 def test_a_negative_seed_is_refused(config_type: type, seed: dict[str, Any], refused: Refused) -> None:
     with refused(ValueError, match="seed=-1 is negative"):
-        config_type(**required(config_type), **seed)
+        compose(config_type, **required(config_type), **seed)
 
 
 # evaluation ----------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def stepper_of(model: ModelConfig, config: FinetuneConfig) -> Stepper:
     torch.manual_seed(0)
     student = build_sam(model).train()
     freeze(student, config)
-    average = MovingAverage(student, config.ema) if config.ema else None
+    average = MovingAverage(student, config.optimizer.ema) if config.optimizer.ema else None
     optimizer = optimizer_for(student, config)
     return Stepper(Objective(student, None, config), optimizer, config, Processes(), CPU, average)
 
