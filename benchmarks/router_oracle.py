@@ -33,7 +33,7 @@ from tyro.conf import Positional
 
 from sam_blvit.checkpoint import load_model
 from sam_blvit.cli import run
-from sam_blvit.config import PATCH_SIZE, FinetuneConfig, TrainingDataConfig, WeightsConfig
+from sam_blvit.config import PATCH_SIZE, StudentConfig, TrainingDataConfig, WeightsConfig
 from sam_blvit.data.instances import Instance, find_images, read_instances
 from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
@@ -72,9 +72,9 @@ class OracleConfig:
     """Photographs in SA-1B's layout that efficiency blocks of `model` are fitted to."""
     exclude: Path | None = None
     """Text file of image ids of `data` to leave out."""
-    warm_start_images: int = FinetuneConfig.warm_start_images
+    warm_start_images: int = StudentConfig.warm_start_images
     """Photographs that efficiency blocks are fitted to."""
-    warm_start_steps: int = FinetuneConfig.warm_start_steps
+    warm_start_steps: int = StudentConfig.warm_start_steps
     """Steps of the fit of each efficiency block."""
     image_size: int | None = None
     """Longest side of the encoder's input, pixels. Default: the checkpoint's."""

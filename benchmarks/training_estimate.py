@@ -129,7 +129,7 @@ def recipe(name: str) -> FinetuneConfig:
 
 def student_of(config: FinetuneConfig) -> ModelConfig:
     """The model that `config` trains."""
-    return model_config(config.model, **config.model_overrides)
+    return config.student.model_config
 
 
 def arithmetic(config: FinetuneConfig) -> Arithmetic:
@@ -137,18 +137,18 @@ def arithmetic(config: FinetuneConfig) -> Arithmetic:
 
     In the two decimals of `sam-blvit flops`, so that the sums can be made again by hand.
     """
-    assert config.keep_ratios is not None
-    assert config.batch_size is not None
-    assert config.masks_per_image is not None
     teacher = as_json(count_macs(model_config(teacher_model(config))))
-    steps = config.schedule_steps
+    steps, images_a_step = config.optimizer.schedule_steps, config.machine.batch_size * config.optimizer.accumulate
     return Arithmetic(
-        encoder={ratio: _encoder_gmacs(override(student_of(config), keep_ratio=ratio)) for ratio in config.keep_ratios},
-        teacher=None if config.teacher_cache else teacher["encoder_full_gmacs"],
+        encoder={
+            ratio: _encoder_gmacs(override(student_of(config), keep_ratio=ratio))
+            for ratio in config.student.keep_ratios
+        },
+        teacher=None if config.teacher.teacher_cache else teacher["encoder_full_gmacs"],
         decoder=round(teacher["full_gmacs"] - teacher["encoder_full_gmacs"], 2),
         masks=config.masks_per_image,
         rounds=rounds(config),
-        images=config.epochs * SUBSET if steps is None else steps * config.batch_size * config.accumulate,
+        images=config.optimizer.epochs * SUBSET if steps is None else steps * images_a_step,
     )
 
 
@@ -158,13 +158,11 @@ def _encoder_gmacs(model: ModelConfig) -> float:
 
 def rounds(config: FinetuneConfig) -> int:
     """Rounds that each mask is asked for."""
-    return 1 + len(plan_rounds(config.prompts, config.correction_rounds, Draws(0, 0, 0)))
+    return 1 + len(plan_rounds(config.prompts.prompts, config.prompts.correction_rounds, Draws(0, 0, 0)))
 
 
 def memory(config: FinetuneConfig, processes: int) -> Memory:
     """Bytes of one of `processes` under `config`."""
-    assert config.batch_size is not None
-    assert config.masks_per_image is not None
     with torch.device("meta"):
         sam, teacher = build_sam(student_of(config)).train(), build_sam(model_config(teacher_model(config)))
     freeze(sam, config)
@@ -173,12 +171,14 @@ def memory(config: FinetuneConfig, processes: int) -> Memory:
         images = {again: max(_kept_of_image(sam, config, again)) for again in (False, True)}
         mask_round = _kept_of_mask(sam)
     return Memory(
-        weights=_weights(sam, config.sharding, processes),
-        teacher=0 if config.teacher_cache else FROZEN_BYTES * sum(value.numel() for value in teacher.parameters()),
+        weights=_weights(sam, config.machine.sharding, processes),
+        teacher=0
+        if config.teacher.teacher_cache
+        else FROZEN_BYTES * sum(value.numel() for value in teacher.parameters()),
         image=images[False],
         checkpointed=images[True],
         mask_round=mask_round,
-        images=config.batch_size,
+        images=config.machine.batch_size,
         masks=config.masks_per_image,
         rounds=rounds(config),
     )
@@ -195,11 +195,10 @@ def _weights(sam: Sam, sharding: str, processes: int) -> float:
 
 def _kept_of_image(sam: Sam, config: FinetuneConfig, checkpoint_layers: bool) -> list[int]:
     """Bytes that autograd keeps of an image in the encoder, at each keep ratio."""
-    assert config.keep_ratios is not None
     encoder = sam.image_encoder
     encoder.checkpoint_layers = checkpoint_layers
     kept = []
-    for ratio in config.keep_ratios:
+    for ratio in config.student.keep_ratios:
         encoder.keep_ratio = ratio
         image = torch.empty(1, 3, encoder.img_size, encoder.img_size)
         kept.append(kept_bytes(lambda image=image: encoder(image), sam))  # type: ignore[misc]

@@ -18,7 +18,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +27,7 @@ import torch
 
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.cli import run
-from sam_blvit.config import FinetuneConfig, ModelConfig, model_config, override
+from sam_blvit.config import FinetuneConfig, ModelConfig, RunConfig, model_config, override
 from sam_blvit.data.samples import Sample
 from sam_blvit.data.sources import Source, training_source
 from sam_blvit.distributed import Processes, joined_processes, pick_device
@@ -53,7 +53,7 @@ GIB = 2**30
 class SpeedConfig(FinetuneConfig):
     """A training run of which some steps are measured."""
 
-    output: Path = Path("runs")
+    run: RunConfig = field(default_factory=lambda: RunConfig(output=Path("runs")))
     """Nothing is written."""
     steps: int = 10
     """Steps of either kind that count at each keep ratio, after one of each that warms up."""
@@ -139,7 +139,7 @@ def measure(config: SpeedConfig, source: Source, processes: Processes) -> list[R
     """Rows of `config` as it is, at each of its keep ratios. ValueError if a step has no gradient to go by."""
     training = prepare(config, source, processes, warm=False)
     set_rates(training.stepper.optimizer, RATE_SHARE)
-    ratios = sorted(set(config.keep_ratios or ())) if training.student.config.routed else [1.0]
+    ratios = sorted(set(config.student.keep_ratios)) if training.student.config.routed else [1.0]
     plain: dict[float, list[Step]] = {ratio: [] for ratio in ratios}
     apart: dict[float, list[Step]] = {ratio: [] for ratio in ratios}
     turns = 1 + config.steps
@@ -158,9 +158,9 @@ def step(training: Training, batches: Iterator[Batch], ratio: float, clock: Cloc
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = now(device)
-    mine = [next(batches) for _ in range(training.config.accumulate)]
+    mine = [next(batches) for _ in range(training.config.optimizer.accumulate)]
     waited = now(device) - start
-    plan = stepper.plan(stepper.count(mine), step=training.config.kd_only_steps)
+    plan = stepper.plan(stepper.count(mine), step=training.config.losses.kd_only_steps)
     result = stepper.step(mine, replace(plan, keep_ratio=ratio), with_parts=False)
     spent = now(device) - start
     if not math.isfinite(result.gradient_norm):
@@ -179,7 +179,7 @@ def encoder_macs(training: Training, sample: Sample, ratio: float) -> int:
     """Multiply-adds of the student's encoder on `sample` at keep `ratio`, in the shape to which it is padded there."""
     student = training.student
     height, width = sample.image.shape[-2:]
-    if training.config.sharding == "fsdp":
+    if training.config.machine.sharding == "fsdp":
         height = width = student.config.image_size
     config = override(student.config, keep_ratio=ratio) if student.config.routed else student.config
     return macs_of_shape(config, student.image_encoder.padded_size(height, width))
@@ -199,8 +199,8 @@ def row(training: Training, ratio: float, plain: list[Step], apart: list[Step]) 
     shares["other"] = 1 - sum(shares.values())
     peaks = [one.peak for one in plain if one.peak is not None]
     return Row(
-        compile=training.config.compile,
-        checkpoint_layers=training.config.checkpoint_layers,
+        compile=training.config.machine.compile,
+        checkpoint_layers=training.config.machine.checkpoint_layers,
         keep_ratio=ratio,
         seconds=seconds,
         images_per_second=training.images_a_step / seconds,
@@ -219,7 +219,7 @@ def table(config: SpeedConfig, rows: list[Row]) -> str:
     for one in rows:
         mfu = "-" if config.peak_teraflops is None else f"{100 * one.teraflops / config.peak_teraflops:.1f} %"
         switches = ["yes" if on else "no" for on in (one.compile, one.checkpoint_layers)]
-        cells = [config.model, config.precision, *switches, f"{one.keep_ratio:g}", f"{one.seconds:.3f}"]
+        cells = [config.student.model, config.machine.precision, *switches, f"{one.keep_ratio:g}", f"{one.seconds:.3f}"]
         cells += [f"{one.images_per_second:.2f}", *(f"{100 * one.shares[piece]:.1f} %" for piece in PIECES)]
         peak = "-" if one.peak_gib is None else f"{one.peak_gib:.1f}"
         lines.append([*cells, f"{one.masks:.0f}", f"{one.teraflops:.4g}", mfu, peak])
@@ -231,16 +231,17 @@ def variants(config: SpeedConfig, device: torch.device) -> list[SpeedConfig]:
     if device.type != "cuda":
         return [config]
     switches = itertools.product((False, True), repeat=2)
-    return [replace(config, compile=compiled, checkpoint_layers=again) for compiled, again in switches]
+    machines = (replace(config.machine, compile=compiled, checkpoint_layers=again) for compiled, again in switches)
+    return [replace(config, machine=machine) for machine in machines]
 
 
 def with_random_teacher(config: SpeedConfig, directory: Path) -> SpeedConfig:
     """`config` with a teacher of random weights in `directory`, where the student starts, too."""
-    size = {} if config.image_size is None else {"image_size": config.image_size}
+    size = {} if config.student.image_size is None else {"image_size": config.student.image_size}
     path = directory / "random_teacher.safetensors"
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.data.seed)
     save_sam(build_sam(model_config(teacher_model(config), **size)), path)
-    return replace(config, teacher=path, random_teacher=False)
+    return replace(config, teacher=replace(config.teacher, teacher=path), random_teacher=False)
 
 
 def training_speed(config: SpeedConfig) -> None:
@@ -250,9 +251,9 @@ def training_speed(config: SpeedConfig) -> None:
             training_speed(with_random_teacher(config, Path(directory)))
         print("The teacher's weights are random, and so is what the student starts from.")
         return
-    device = pick_device(config.device)
+    device = pick_device(config.machine.device)
     with joined_processes(device) as processes:
-        source = training_source(config)
+        source = training_source(config.data)
         rows = []
         for variant in variants(config, device):
             rows += measure(variant, source, processes)
@@ -262,8 +263,9 @@ def training_speed(config: SpeedConfig) -> None:
             machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
             print(
                 f"{processes.count} x {machine}, {torch.get_num_threads()} threads, torch {torch.__version__}; prompts "
-                f"{config.prompts}, {config.correction_rounds} correction rounds, batch {config.batch_size} x "
-                f"{config.accumulate}, {config.steps} steps each\n{table(config, rows)}"
+                f"{config.prompts.prompts}, {config.prompts.correction_rounds} correction rounds, batch "
+                f"{config.machine.batch_size} x {config.optimizer.accumulate}, {config.steps} steps each\n"
+                f"{table(config, rows)}"
             )
 
 

@@ -1,32 +1,29 @@
-"""The command line: YAML and flags to a dataclass, errors to one line. The only module that knows tyro and YAML.
+"""The command line: YAML and flags to a dataclass, errors to one line.
 
 A command imports PyTorch when it runs: help and mistakes in flags answer within a second.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import itertools
-import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, make_dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
-import yaml
 from tyro.conf import OmitArgPrefixes, Positional
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from sam_blvit import __version__
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.config import THRESHOLDS, BenchmarkConfig, EverythingConfig, FlopsConfig, ImportConfig, SegmentConfig
 from sam_blvit.files import check_inputs_stay
+from sam_blvit.flags import joined, list_flags, parsed, registry
+from sam_blvit.recipe import preset_flags, recipe_flags
 
 USAGE_ERROR = 2
 PLAIN_SUFFIXES = (".pth", ".pt")
@@ -53,8 +50,8 @@ def main(args: Sequence[str] | None = None) -> None:
             commands,
             prog="sam-blvit",
             description="Segment Anything with a big.LITTLE image encoder. --version prints the version.",
-            args=_joined(given, _list_flags(FlopsConfig, BenchmarkConfig, SegmentConfig)),
-            registry=_registry(),
+            args=joined(given, list_flags(FlopsConfig, BenchmarkConfig, SegmentConfig)),
+            registry=registry(),
         )
 
     _call(parse)
@@ -76,15 +73,16 @@ def run(command: Callable[[Any], object], args: Sequence[str] | None = None) -> 
             settings, flags = Path(given[0]), given[1:]
         words = list(itertools.takewhile(lambda word: positional and not word.startswith("-"), flags))
         flags = flags[len(words) :] + ([f"--{positional}", *words] if words else [])
-        flags = _joined(flags, _list_flags(config_type))
+        flags = joined(flags, list_flags(config_type))
         if settings is not None:
-            flags = _flags_of(settings, config_type, but=positional if words else None) + flags
+            flags = recipe_flags(settings, config_type, but=positional if words else None) + flags
         config = tyro.cli(
             config_type,
-            args=flags,
+            config=(OmitArgPrefixes,),
+            args=preset_flags(config_type, flags) + flags,
             prog=f"{Path(sys.argv[0]).name} [{'DIR ...' if positional else 'SETTINGS.yaml'}]",
             description=sys.modules["__main__"].__doc__,
-            registry=_registry(),
+            registry=registry(),
         )
         return functools.partial(command, config)
 
@@ -200,7 +198,7 @@ def _call(parse: Callable[[], Action]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
-            _parsed(parse)()
+            parsed(parse)()
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
     except (ValueError, OSError) as error:
@@ -227,169 +225,5 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(USAGE_ERROR) from None
 
 
-def _registry() -> ConstructorRegistry:
-    """tyro's rules, and two more: 0,1,2 is as good as 0 1 2, and no path is empty."""
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def path(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path | None] | None:
-        optional = kind.type == Path | None
-        if kind.type is not Path and not optional:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="{None}|PATH" if optional else "PATH",
-            instance_from_str=lambda words: None if optional and words == ["None"] else _path(words[0]),
-            is_instance=lambda value: isinstance(value, Path) or (optional and value is None),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-    @registry.primitive_rule
-    def paths(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[Path, ...]] | None:
-        if kind.type_origin is not tuple or typing.get_args(kind.type) != (Path, ...):
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[PATH [PATH ...]]",
-            instance_from_str=lambda words: tuple(map(_path, words)),
-            is_instance=lambda value: isinstance(value, tuple) and all(isinstance(part, Path) for part in value),
-            str_from_instance=lambda value: list(map(str, value)),
-        )
-
-    @registry.primitive_rule
-    def numbers(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[float, ...]] | None:
-        inner = typing.get_args(kind.type)
-        if kind.type_origin is not tuple or inner not in ((int, ...), (float, ...)):
-            return None
-        number = inner[0]
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar=f"{number.__name__.upper()},...",
-            instance_from_str=lambda words: tuple(number(part) for word in words for part in word.split(",")),
-            is_instance=lambda value: (
-                isinstance(value, tuple) and all(isinstance(part, (int, float)) for part in value)
-            ),
-            str_from_instance=lambda value: [",".join(f"{part:g}" for part in value)] if value else [],
-        )
-
-    return registry
-
-
-def _parsed(parse: Callable[[], Action]) -> Action:
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return parse()
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise ValueError(_first_paragraph(errors.getvalue())) from None
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
     print(f"{'note' if category is UserWarning else category.__name__}: {message}", file=sys.stderr)
-
-
-def _path(word: str) -> Path:
-    if not word.strip():
-        raise ValueError("the path is empty; name a file or a directory, . for this one")
-    return Path(word)
-
-
-def _list_flags(*config_types: type) -> set[str]:
-    """The flags of `config_types` that take any number of words."""
-    hints = (hint for config_type in config_types for hint in typing.get_type_hints(config_type).items())
-    return {_flag(name) for name, kind in hints if _takes_many(kind)}
-
-
-def _takes_many(kind: object) -> bool:
-    """Whether `kind` is a tuple of any length, or may be."""
-    return Ellipsis in typing.get_args(kind) or any(_takes_many(option) for option in typing.get_args(kind))
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _joined(words: Iterable[str], lists: set[str]) -> list[str]:
-    """`words` with those of a repeated flag of `lists` behind its first: --point A --point B is --point A B."""
-    groups: list[list[str]] = [[]]  # each flag with its words; the first group has none
-    places: dict[str, list[str]] = {}
-    for word in words:
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if not word.startswith("--"):
-            groups[-1].append(word)
-        elif flag in places:
-            places[flag] += [value] if equals else []
-            groups.append(places[flag])
-        else:
-            groups.append([flag, value] if equals and flag in lists else [word])
-            if flag in lists:
-                places[flag] = groups[-1]
-    distinct = {id(group): group for group in groups}
-    return [word for group in distinct.values() for word in group]
-
-
-def _first_paragraph(boxed: str) -> str:
-    """What tyro says in the first part of its box, as one line. Without Unicode the box has lines of - alone."""
-    lines = [line.strip("│ ") for line in boxed.splitlines()[1:]]
-    rules = [not line or set(line) <= set("-─╰╯") for line in lines]
-    start = rules.index(False)
-    end = rules.index(True, start) if True in rules[start:] else len(lines)
-    text = " ".join(lines[start:end])
-    return re.sub(r"^Error parsing [\w.-]*dummy[\w.-]*: ", "", text) + " (see --help)"
-
-
-def _flags_of(path: Path, config_type: type, *, but: str | None) -> list[str]:
-    """The settings in a YAML file as flags, without the field `but`."""
-    settings = _settings_in(path)
-    known = [field.name for field in fields(config_type)]
-    if unknown := sorted(set(map(str, settings)) - set(known)):
-        raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; there are {', '.join(known)}")
-    kinds = typing.get_type_hints(config_type)
-    flags: list[str] = []
-    for name, value in settings.items():
-        if name != but:
-            try:
-                flags += _flags_for(name, value, kinds[name])
-            except ValueError as error:
-                raise ValueError(f"{path}: {name}: {error}") from error
-    return flags
-
-
-def _settings_in(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ValueError, one line that names the file, for anything else."""
-    if not path.is_file():
-        raise ValueError(f"settings {path} is not a file; configs/ has some")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply; settings have the form name: value") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds no settings of the form name: value")
-    return settings
-
-
-def _flags_for(name: str, value: object, kind: Any) -> list[str]:
-    """One setting of a YAML file as flags, if its value fits the field's type, `kind`; ValueError if it does not."""
-    if isinstance(value, bool) != (kind is bool):
-        if kind is bool:
-            raise ValueError(f"{value!r} is not true or false; write one of them, without quotes")
-        raise ValueError(f"YAML reads this word as {str(value).lower()}; put it in quotes")
-    if isinstance(value, bool):
-        return [_flag(name) if value else _flag(f"no_{name}")]
-    many = _takes_many(kind)
-    if isinstance(value, dict) or (isinstance(value, list) and not many):
-        raise ValueError(f"{value!r} is more than one value, where one is expected")
-    if value is None and type(None) not in typing.get_args(kind):
-        raise ValueError("there is no value; write one, or leave the line out")
-    words = [str(part) for part in value] if isinstance(value, list) else [str(value)]
-    flags = [_flag(name), *words] if many else [f"{_flag(name)}={words[0]}"]
-    setting = make_dataclass("Setting", [(name, kind)])
-    _parsed(lambda: tyro.cli(setting, args=flags, registry=_registry()))
-    return flags

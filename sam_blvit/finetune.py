@@ -35,12 +35,12 @@ def finetune(config: FinetuneConfig) -> None:
 
     ValueError, one line, if anything is amiss; SystemExit with code 75 where SIGTERM or SIGUSR1 asked to stop.
     """
-    config, device = with_precision(config), pick_device(config.device)
-    only_looks = config.preflight or config.dry_run_data
+    config = dataclasses.replace(config, machine=with_precision(config.machine))
+    device, output = pick_device(config.machine.device), config.run.output
     interrupt = Interrupt()
-    with nullcontext() if only_looks else interrupt, joined_processes(device) as processes:
-        output_directory(config.output)
-        check_inputs_stay((config.output / name for name in OUTPUTS), _inputs(config))
+    with nullcontext() if config.run.only_looks else interrupt, joined_processes(device) as processes:
+        output_directory(output)
+        check_inputs_stay((output / name for name in OUTPUTS), _inputs(config))
         if not processes.first:
             processes.wait()  # the first process finds what lies where, and writes it down for the others
         source, held = _sources(config)
@@ -49,11 +49,11 @@ def finetune(config: FinetuneConfig) -> None:
         if processes.first:
             print(f"{len(source)} photographs of {source.name}" + (f", {len(held)} held out" if held else ""))
         validation = Validation.of(config, held, processes=processes)
-        fresh = not only_looks and not Checkpoints(config.output, processes).found()
+        fresh = not config.run.only_looks and not Checkpoints(output, processes).found()
         training = prepare(config, source, processes, warm=fresh)
-        if config.preflight:
+        if config.run.preflight:
             preflight(training)
-        elif config.dry_run_data:
+        elif config.run.dry_run_data:
             dry_run_data(training)
         else:
             _train(training, validation, interrupt)
@@ -63,35 +63,37 @@ def _train(training: Training, validation: Validation | None, interrupt: Interru
     """Train; then, where there is something to compare on, the table of before and after."""
     config, processes = training.config, training.processes
     model = train(training, validation, interrupt)
-    if validation is None or training.teacher is None or config.keep_ratios is None:
+    if validation is None or training.teacher is None:
         return
     if any(processes.gathered(interrupt.received)):  # too late for the table: started again, the run makes it
         raise SystemExit(REQUEUE)
-    as_brought = {1.0} if config.freeze == "performance" else set()  # still that SAM: the table shows it
-    ratios = sorted({*config.keep_ratios, *as_brought}) if model.config.routed else [1.0]
+    as_brought = {1.0} if config.student.freeze == "performance" else set()  # still that SAM: the table shows it
+    ratios = sorted({*config.student.keep_ratios, *as_brought}) if model.config.routed else [1.0]
     before = training.teacher.to(training.device)
-    rows = compare(before, model, validation, keep_ratios=ratios, output=config.output)
+    rows = compare(before, model, validation, keep_ratios=ratios, output=config.run.output)
     if processes.first:
         print(comparison_table(rows))
 
 
 def _inputs(config: FinetuneConfig) -> list[Path | None]:
     """Files that a run reads."""
-    lists = [config.annotations, config.manifest, config.exclude, config.val_manifest, config.val_annotations]
-    return [config.checkpoint, config.base, config.teacher, config.teacher_decoder, *lists]
+    data, validation, student, teacher = config.data, config.validation, config.student, config.teacher
+    lists = [data.annotations, data.manifest, data.exclude, validation.val_manifest, validation.val_annotations]
+    return [student.checkpoint, student.base, teacher.teacher, teacher.teacher_decoder, *lists]
 
 
 def _sources(config: FinetuneConfig) -> tuple[Source, Source | None]:
     """Photographs to train on, and those to validate with; none is in both."""
-    source = training_source(config)
-    if config.holdout:
-        return held_out(source, config.holdout, seed=config.seed)
-    if config.val_manifest is None:
+    data, val_manifest = config.data, config.validation.val_manifest
+    source = training_source(data)
+    if data.holdout:
+        return held_out(source, data.holdout, seed=data.seed)
+    if val_manifest is None:
         return source, None
-    held = training_source(dataclasses.replace(config, manifest=config.val_manifest))
+    held = training_source(dataclasses.replace(data, manifest=val_manifest))
     if len(both := np.intersect1d(source.image_ids, held.image_ids)):
         raise ValueError(
-            f"val_manifest={config.val_manifest}: {len(both)} of its {len(held)} photographs are trained on, too, "
+            f"val_manifest={val_manifest}: {len(both)} of its {len(held)} photographs are trained on, too, "
             f"first {both[0]}; name the training photographs with manifest"
         )
     return source, held

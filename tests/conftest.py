@@ -22,7 +22,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from sam_blvit.allocator import tune_allocator
-from sam_blvit.config import MODELS, ModelConfig, override
+from sam_blvit.config import MODELS, ModelConfig, compose, override, settings_of
 from sam_blvit.evaluate import provenance
 from sam_blvit.measure.flops import Macs, sam_macs
 from sam_blvit.model.sam import Sam
@@ -35,6 +35,7 @@ settings.load_profile("fuzz" if "CASES" in os.environ else "suite")
 
 tune_allocator()  # as every command does: page faults would be a third of the suite's time
 
+AnyConfig = TypeVar("AnyConfig")
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 TINY = override(
@@ -73,6 +74,11 @@ LONGEST = (
     *("test_flops", "test_attend", "test_notebooks", "test_command", "test_ap", "test_worker", "test_state"),
 )
 """Test files that take longest, the longest first."""
+
+
+def with_settings(config: AnyConfig, **settings: Any) -> AnyConfig:
+    """`config` with other values of some of its flat settings."""
+    return compose(type(config), **settings_of(config) | settings)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sam_blvit.config import FinetuneConfig
+from sam_blvit.config import FinetuneConfig, compose
 from sam_blvit.data.samples import Damaged, Sample
 from sam_blvit.distributed import Processes
 from sam_blvit.train.accidents import TooMany, count_bad_step, count_damaged
@@ -44,7 +44,7 @@ def progress() -> Progress:
 
 
 def config(output: Path, **options: Any) -> FinetuneConfig:
-    return FinetuneConfig(data=Path("data"), output=output, **options)
+    return compose(FinetuneConfig, data=Path("data"), output=output, **options)
 
 
 def damaged(*image_ids: int) -> Batch:

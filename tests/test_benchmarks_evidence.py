@@ -30,7 +30,15 @@ from datasets import write_dataset
 from processes import Command
 from sam_blvit.checkpoint import save_sam
 from sam_blvit.cli import run
-from sam_blvit.config import CacheConfig, EvaluationConfig, FinetuneConfig, ModelConfig, model_config
+from sam_blvit.config import (
+    CacheConfig,
+    EvaluationConfig,
+    FinetuneConfig,
+    ModelConfig,
+    compose,
+    model_config,
+    settings_of,
+)
 from sam_blvit.model.build import build_sam
 from synthetic import write_tar
 
@@ -75,7 +83,7 @@ def config_of(task: Task, config_type: type) -> Any:
 
 
 def model_of(config: FinetuneConfig) -> ModelConfig:
-    return model_config(config.model, **config.model_overrides)
+    return config.student.model_config
 
 
 # rows and recipes ---------------------------------------------------------------------------------------------------
@@ -102,8 +110,10 @@ def test_a_recipe_holds_differences_only() -> None:
         said = {name: tuple(v) if isinstance(v, list) else v for name, v in yaml.safe_load(path.read_text()).items()}
         told = {"data": Path("data"), "output": Path("out"), "teacher": Path("sam.pth")}
         for name in said.keys() - {"model", "keep_ratios"}:  # named for the reader, whatever the default
-            without = FinetuneConfig(**{**told, **{other: v for other, v in said.items() if other != name}})
-            assert without != FinetuneConfig(**{**told, **said}), f"{path.name}: {name} is what it would be anyway"
+            without = compose(FinetuneConfig, **{**told, **{other: v for other, v in said.items() if other != name}})
+            assert without != compose(FinetuneConfig, **{**told, **said}), (
+                f"{path.name}: {name} is what it would be anyway"
+            )
 
 
 def test_every_row_is_in_a_table() -> None:
@@ -120,9 +130,11 @@ def test_every_training_is_accepted_and_its_model_builds(
     with torch.device("meta"):
         sam = build_sam(model_of(config))
     assert sam.config.image_size == SIZES[size].settings["image_size"]
-    assert config.seed == 1
+    assert config.data.seed == 1
     if sam.config.routed and row != "sampled":
-        assert config.keep_ratios == (sam.config.keep_ratio,), "measured at a keep ratio that it was not trained for"
+        assert config.student.keep_ratios == (sam.config.keep_ratio,), (
+            "measured at a keep ratio that it was not trained for"
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -133,13 +145,13 @@ def test_all_rows_of_a_size_share_steps_photographs_and_start(
     shared = ("image_size", "mask_side", "batch_size", "masks_per_image", "correction_rounds", "seed", "warmup_steps")
     shared += ("precision", "drop_path", "flip", "smallest_crop", "exclude", "lr")
     found = {row: config_of(study(size=size).training(row, 0), FinetuneConfig) for row in SIZES[size].rows}
-    assert len({tuple(getattr(config, name) for name in shared) for config in found.values()}) == 1
+    assert len({tuple(settings_of(config)[name] for name in shared) for config in found.values()}) == 1
     steps = SIZES[size].steps
-    assert {config.schedule_steps for config in found.values()} == {steps}
+    assert {config.optimizer.schedule_steps for config in found.values()} == {steps}
     alone = {row: round(SIZES[size].alone * steps) if ROWS[row].start == "distilled" else 0 for row in found}
-    assert {row: config.kd_only_steps for row, config in found.items()} == alone
+    assert {row: config.losses.kd_only_steps for row, config in found.items()} == alone
     assert max(alone.values()) < steps
-    starts = {row: config.teacher or config.checkpoint for row, config in found.items()}
+    starts = {row: config.teacher.teacher or config.student.checkpoint for row, config in found.items()}
     assert {row for row, start in starts.items() if start is None} <= {"scratch"}
     assert len(set(starts.values()) - {None}) == 1
 
@@ -150,7 +162,7 @@ def test_rows_are_what_they_are_called(study: Callable[..., Study], monkeypatch:
     models = {row: model_of(config) for row, config in configs.items()}
     paper = model_config("blvit_tiny")
     assert not models["dense"].routed
-    assert configs["dense"].teacher is not None
+    assert configs["dense"].teacher.teacher is not None
     assert (models["narrow"].dim, models["narrow"].layers) == (128, 12)
     assert (models["shallow"].dim, models["shallow"].layers, models["shallow"].global_layers) == (192, 8, (3, 6, 8))
     assert models["paper"].primary_keys == "all"
@@ -161,12 +173,12 @@ def test_rows_are_what_they_are_called(study: Callable[..., Study], monkeypatch:
     assert models["windowed"].primary_keys == models["pooled"].primary_keys == "pooled"
     assert (models["windowed"].little_windowed, models["pooled"].little_windowed) == (True, False)
     assert models["without_little"].little_layers == ()
-    assert [configs[f"lambda_{weight}"].distillation_weight for weight in (1, 5, 10)] == [1, 5, 10]
-    assert configs["paper"].distillation_weight == 2.5
+    assert [configs[f"lambda_{weight}"].losses.distillation_weight for weight in (1, 5, 10)] == [1, 5, 10]
+    assert configs["paper"].losses.distillation_weight == 2.5
     assert [models[f"keep_{share}"].keep_ratio for share in (500, 375, 125)] == [0.5, 0.375, 0.125]
-    assert configs["listwise"].listwise_weight == 1
-    assert configs["undistilled"].teacher is None
-    assert (models["sampled"].keep_ratio, configs["sampled"].keep_ratios) == (0.25, DIAL)
+    assert configs["listwise"].losses.listwise_weight == 1
+    assert configs["undistilled"].teacher.teacher is None
+    assert (models["sampled"].keep_ratio, configs["sampled"].student.keep_ratios) == (0.25, DIAL)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -176,10 +188,10 @@ def test_all_other_commands_are_accepted(
     monkeypatch.chdir(ROOT)
     made = study(size=size)
     teacher, *caches = made.preparations()
-    assert config_of(teacher, FinetuneConfig).model == "vit_tiny"
-    assert [config_of(cache, CacheConfig).image_size for cache in caches] == [256 if size == "cpu" else 128] * len(
-        caches
-    )
+    assert config_of(teacher, FinetuneConfig).student.model == "vit_tiny"
+    assert [config_of(cache, CacheConfig).student.image_size for cache in caches] == [
+        256 if size == "cpu" else 128
+    ] * len(caches)
     assert config_of(made.miou("paper", 0), EvaluationConfig).seeds == SIZES[size].prompt_seeds
     assert config_of(made.ap("paper", 0), EvaluationConfig).boxes == "gt"
     dial = config_of(made.dial("paper", 0), EvaluationConfig)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import training_estimate, training_speed
-from conftest import TINY
-from sam_blvit.config import MODELS, override
+from conftest import TINY, with_settings
+from sam_blvit.config import MODELS, compose, override
 from sam_blvit.model.build import build_sam
 from sam_blvit.train import objective
 from synthetic import write_flat
@@ -32,7 +32,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> training_speed.SpeedConf
     """A step that counts of two of six photographs, at two keep ratios."""
     data = tmp_path_factory.mktemp("data")
     write_flat(data, range(6))
-    return training_speed.SpeedConfig(
+    return compose(
+        training_speed.SpeedConfig,
         model="blvit_tiny",
         data=data,
         output=data / "run",
@@ -53,7 +54,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> training_speed.SpeedConf
 def rows(config: training_speed.SpeedConfig, tmp_path_factory: pytest.TempPathFactory) -> list[training_speed.Row]:
     with_teacher = training_speed.with_random_teacher(config, tmp_path_factory.mktemp("teacher"))
     with training_speed.joined_processes(torch.device("cpu")) as processes:
-        return training_speed.measure(with_teacher, training_speed.training_source(with_teacher), processes)
+        return training_speed.measure(with_teacher, training_speed.training_source(with_teacher.data), processes)
 
 
 def test_every_keep_ratio_is_measured_once(rows: list[training_speed.Row]) -> None:
@@ -89,14 +90,14 @@ def test_a_table_is_printed_and_neither_clocks_nor_files_are_left(
     assert len({line.count("|") for line in lines}) == 1
     assert "blvit_tiny" in lines[2]
     assert "random" in out.splitlines()[-1]
-    assert not config.output.exists()
+    assert not config.run.output.exists()
     assert before == (objective.mask_losses, torch.Tensor.backward, torch.nn.utils.clip_grad_norm_)
 
 
 def test_on_a_gpu_every_combination_of_the_switches_is_measured(config: training_speed.SpeedConfig) -> None:
     assert training_speed.variants(config, torch.device("cpu")) == [config]
     found = training_speed.variants(config, torch.device("cuda"))
-    assert len({(variant.compile, variant.checkpoint_layers) for variant in found}) == 4
+    assert len({(variant.machine.compile, variant.machine.checkpoint_layers) for variant in found}) == 4
 
 
 # estimates ----------------------------------------------------------------------------------------------------------
@@ -118,15 +119,13 @@ def test_hours_follow_from_multiply_adds() -> None:
 
 
 def test_memory_is_less_with_what_costs_less() -> None:
-    config = dataclasses.replace(
-        training_estimate.recipe("accelerate"), model="blvit_tiny", window=None, keep_ratios=(0.25,)
-    )
+    config = with_settings(training_estimate.recipe("accelerate"), model="blvit_tiny", window=None, keep_ratios=(0.25,))
     frozen = training_estimate.memory(config, 1)
     assert 0 < frozen.checkpointed < frozen.image
-    trained = training_estimate.memory(dataclasses.replace(config, freeze="none"), 8)
+    trained = training_estimate.memory(with_settings(config, freeze="none"), 8)
     assert trained.weights > frozen.weights
     assert trained.mask_round > frozen.mask_round, "a frozen decoder keeps no inputs of its layers"
-    sharded = training_estimate.memory(dataclasses.replace(config, freeze="none", sharding="fsdp"), 8)
+    sharded = training_estimate.memory(with_settings(config, freeze="none", sharding="fsdp"), 8)
     assert sharded.weights < trained.weights
 
 

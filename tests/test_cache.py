@@ -17,7 +17,7 @@ from torch import Tensor
 from exports import export_sam
 from processes import run_in_two
 from sam_blvit.checkpoint import save_sam
-from sam_blvit.config import MODELS, CacheConfig, FinetuneConfig, ModelConfig
+from sam_blvit.config import MODELS, CacheConfig, FinetuneConfig, ModelConfig, compose
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.model.build import build_sam
@@ -69,24 +69,26 @@ def settings(tmp_path: Path, data: Path, teacher: Path) -> dict[str, Any]:
 @pytest.fixture
 def kept(settings: dict[str, Any]) -> Path:
     """A complete cache."""
-    return cache_teacher(CacheConfig(**settings))
+    return cache_teacher(compose(CacheConfig, **settings))
 
 
 def run(settings: dict[str, Any], **options: Any) -> FinetuneConfig:
     """A run on the photographs of the cache."""
     given = {"data": settings["data"], "teacher": settings["teacher"], "teacher_cache": settings["output"]}
-    return FinetuneConfig(**{**given, "model": "blvit_tiny", "output": Path("run"), "device": "cpu", **options})
+    return compose(
+        FinetuneConfig, **{**given, "model": "blvit_tiny", "output": Path("run"), "device": "cpu", **options}
+    )
 
 
 def opened(config: FinetuneConfig) -> CachedTeacher:
     student, teacher = load_student_and_teacher(config)
-    kept = teacher_for(config, student, teacher, training_source(config), torch.device("cpu"))
+    kept = teacher_for(config, student, teacher, training_source(config.data), torch.device("cpu"))
     assert isinstance(kept, CachedTeacher)
     return kept
 
 
 def samples_of(config: FinetuneConfig) -> list[Sample]:
-    source = training_source(config)
+    source = training_source(config.data)
     samples = TrainingSamples(source, image_size=128, mask_side=32, masks_per_image=2)
     items = [samples[0, index] for index in range(len(samples))]
     return [item for item in items if isinstance(item, Sample)]
@@ -118,7 +120,7 @@ def killed_after_two_shards(settings: dict[str, Any], monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddingWriter, "write", interrupted)
         with pytest.raises(Killed):
-            cache_teacher(CacheConfig(**settings))
+            cache_teacher(compose(CacheConfig, **settings))
     return settings["output"]
 
 
@@ -134,7 +136,7 @@ def test_a_kept_target_is_the_teachers_own_within_half_precision(settings: dict[
     assert [sample.image_id for sample in samples] == [1, 2, 3, 4, 5]
     config = run(settings, teacher_cache=None)
     student, sam = load_student_and_teacher(config)
-    live = teacher_for(config, student, sam, training_source(config), torch.device("cpu"))
+    live = teacher_for(config, student, sam, training_source(config.data), torch.device("cpu"))
     assert isinstance(live, LiveTeacher)
     expected = live.targets(images, samples).embedding
     target = opened(run(settings)).targets(images, samples)
@@ -195,9 +197,9 @@ def test_a_killed_cache_goes_on_where_it_stopped(
     complete = sorted(directory.glob("shard_0000[01].*"))
     assert len(complete) == 4
     before = {path: path.stat().st_mtime_ns for path in complete}
-    cache_teacher(CacheConfig(**settings))
+    cache_teacher(compose(CacheConfig, **settings))
     assert {path: path.stat().st_mtime_ns for path in complete} == before
-    whole = cache_teacher(CacheConfig(**{**settings, "output": tmp_path / "whole", "batch_size": 2}))
+    whole = cache_teacher(compose(CacheConfig, **{**settings, "output": tmp_path / "whole", "batch_size": 2}))
     assert_same_cache(directory, whole)
 
 
@@ -205,7 +207,7 @@ def test_a_shard_without_its_mark_is_written_again(settings: dict[str, Any], kep
     before = files(kept)
     (kept / "shard_00001.json").unlink()
     (kept / "shard_00001.npy").write_bytes(b"torn")
-    cache_teacher(CacheConfig(**settings))
+    cache_teacher(compose(CacheConfig, **settings))
     assert files(kept) == before
 
 
@@ -214,7 +216,7 @@ def test_a_complete_cache_is_left_as_it_is(
 ) -> None:
     monkeypatch.setattr(cache, "load_teacher", lambda *_: pytest.fail("there is nothing to do"))
     before = files(kept)
-    cache_teacher(CacheConfig(**settings))
+    cache_teacher(compose(CacheConfig, **settings))
     assert files(kept) == before
 
 
@@ -232,7 +234,7 @@ def test_a_cache_of_other_settings_is_not_gone_on_with(
 ) -> None:
     before = files(kept)
     with refused(ValueError, rf"holds embeddings of other settings \({told}\); name another output"):
-        cache_teacher(CacheConfig(**{**settings, **changed}))
+        cache_teacher(compose(CacheConfig, **{**settings, **changed}))
     assert files(kept) == before
 
 
@@ -241,7 +243,7 @@ def test_a_cache_of_other_photographs_is_not_gone_on_with(
 ) -> None:
     write_flat(data, range(6, 7))
     with refused(ValueError, r"\(images was 5, is 6; ids_sha256 was .*, is .*\)"):
-        cache_teacher(CacheConfig(**settings))
+        cache_teacher(compose(CacheConfig, **settings))
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_computed(
@@ -251,14 +253,14 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_computed(
     monkeypatch.setattr(cache, "load_teacher", lambda *_: pytest.fail("computing"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, needed - 1))
     with refused(ValueError, r"cache: 5 embeddings take 0.0 GiB, and 0.0 GiB are free; make room"):
-        cache_teacher(CacheConfig(**settings))
+        cache_teacher(compose(CacheConfig, **settings))
 
 
 def test_a_disk_that_fills_up_is_named_and_complete_shards_are_kept(
     settings: dict[str, Any], refused: Callable[..., Any]
 ) -> None:
     one_image = 256 * 8 * 8 * 2
-    cache_teacher(CacheConfig(**{**settings, "shard_images": 1}))
+    cache_teacher(compose(CacheConfig, **{**settings, "shard_images": 1}))
     (settings["output"] / "shard_00004.json").unlink()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (one_image // 2, hard))
@@ -266,7 +268,7 @@ def test_a_disk_that_fills_up_is_named_and_complete_shards_are_kept(
         with refused(
             ValueError, r"shard_00004.npy.partial: cannot be written \(.*\); complete shards are kept: make room"
         ):
-            cache_teacher(CacheConfig(**{**settings, "shard_images": 1}))
+            cache_teacher(compose(CacheConfig, **{**settings, "shard_images": 1}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(list(settings["output"].glob("shard_*.json"))) == 4
@@ -276,7 +278,7 @@ def test_room_is_wanted_for_what_is_missing_alone(
     settings: dict[str, Any], killed_after_two_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 256 * 8 * 8 * 2))
-    cache_teacher(CacheConfig(**settings))
+    cache_teacher(compose(CacheConfig, **settings))
     assert (killed_after_two_shards / "shard_00002.json").is_file()
 
 
@@ -289,7 +291,7 @@ def test_a_damaged_photograph_is_counted_and_left_out(
 ) -> None:  # fmt: skip
     (data / "sa_2.jpg").write_bytes(b"no picture")
     monkeypatch.setattr(cache, "MAX_BAD_SHARE", 0.2)
-    cache_teacher(CacheConfig(**settings))
+    cache_teacher(compose(CacheConfig, **settings))
     assert "4 embeddings, damaged photographs: 1\ndamaged, left out: 2 (" in capsys.readouterr().out
     with refused(
         ValueError,
@@ -312,7 +314,7 @@ def test_more_than_one_damaged_photograph_in_a_thousand_ends_it_soon(
 ) -> None:
     (data / "sa_2.jpg").write_bytes(b"no picture")
     with refused(ValueError, r"1 of 5 photographs are damaged, first 2 \(.*\); exclude them or mend them"):
-        cache_teacher(CacheConfig(**settings))
+        cache_teacher(compose(CacheConfig, **settings))
     assert not (settings["output"] / "shard_00001.npy").exists()
 
 
@@ -322,9 +324,9 @@ def test_started_again_too_many_damaged_photographs_are_not_forgotten(
     (data / "sa_5.jpg").write_bytes(b"no picture")
     with monkeypatch.context() as patch:
         patch.setattr(cache, "MAX_BAD_SHARE", 0.2)
-        cache_teacher(CacheConfig(**settings))
+        cache_teacher(compose(CacheConfig, **settings))
     with refused(ValueError, r"1 of 5 photographs are damaged, first 5"):
-        cache_teacher(CacheConfig(**settings))
+        cache_teacher(compose(CacheConfig, **settings))
 
 
 # what a run refuses -------------------------------------------------------------------------------------------------
@@ -405,12 +407,13 @@ TOGETHER = """
 import sys
 from pathlib import Path
 from sam_blvit.checkpoint import read_checkpoint
-from sam_blvit.config import MODELS, CacheConfig
+from sam_blvit.config import MODELS, CacheConfig, compose
 from sam_blvit.train.cache import cache_teacher
 
 data, teacher, output = map(Path, sys.argv[1:])
 MODELS["vit_tiny"] = read_checkpoint(teacher)[1]
-config = CacheConfig(
+config = compose(
+    CacheConfig,
     data=data, teacher=teacher, output=output, model="vit_tiny", shard_images=2, batch_size=3, workers=0, device="cpu",
     precision="fp32",
 )
@@ -444,7 +447,7 @@ def assert_same_cache(one: Path, other: Path) -> None:
 def test_a_mirrored_photograph_meets_the_embedding_of_its_mirror_image(
     settings: dict[str, Any], kept: Path, tmp_path: Path
 ) -> None:
-    mirrored = cache_teacher(CacheConfig(**{**settings, "output": tmp_path / "mirrored", "mirrored": True}))
+    mirrored = cache_teacher(compose(CacheConfig, **{**settings, "output": tmp_path / "mirrored", "mirrored": True}))
     config = run(settings, teacher_cache=kept, mirrored_cache=mirrored, flip=True)
     source = training_source(config)
     dataset = TrainingSamples(source, image_size=128, mask_side=32, masks_per_image=2, mirrored=0.5)
@@ -465,7 +468,7 @@ def test_a_mirrored_photograph_meets_the_embedding_of_its_mirror_image(
 def test_the_two_caches_are_not_mistaken_for_each_other(
     settings: dict[str, Any], kept: Path, tmp_path: Path, names: tuple[str, str], told: str
 ) -> None:
-    mirrored = cache_teacher(CacheConfig(**{**settings, "output": tmp_path / "mirrored", "mirrored": True}))
+    mirrored = cache_teacher(compose(CacheConfig, **{**settings, "output": tmp_path / "mirrored", "mirrored": True}))
     plain, turned = ({"kept": kept, "mirrored": mirrored}[name] for name in names)
     with pytest.raises(ValueError, match=told):
         opened(run(settings, teacher_cache=plain, mirrored_cache=turned, flip=True))
@@ -481,7 +484,7 @@ def test_an_exported_teacher_is_kept_at_its_own_size(
     monkeypatch.setitem(MODELS, "vit_s", student)
     sam, encoder, _ = export_sam(tmp_path)
     settings = {**settings, "teacher": encoder, "model": "vit_s"}
-    kept = cache_teacher(CacheConfig(**settings))
+    kept = cache_teacher(compose(CacheConfig, **settings))
     header = json.loads((kept / "header.json").read_text())
     assert (header["image_size"], header["student_image_size"], header["grid"]) == (128, 64, 8)
     assert (header["teacher_model"], header["precision"]) == ("small_encoder.onnx", "as exported")

@@ -19,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sam_blvit import cli
 from sam_blvit.checkpoint import base_sha256, save_adapter, save_plain_sam, save_sam
 from sam_blvit.cli import main, run
 from sam_blvit.config import (
@@ -33,7 +32,11 @@ from sam_blvit.config import (
     ReportConfig,
     SegmentConfig,
     SubsetConfig,
+    compose,
+    kinds_of,
+    parts_of,
 )
+from sam_blvit.flags import joined, list_flags
 from sam_blvit.model.build import build_sam
 
 ROOT = Path(__file__).parents[1]
@@ -335,14 +338,17 @@ SCRIPTS = {
 
 
 def explanations(config_type: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, its own and inherited ones, on one line."""
+    """The docstring under each setting of a dataclass and its parts, its own and inherited ones, on one line."""
     found = {}
+    alone = kinds_of(config_type).keys() - parts_of(config_type).keys()
+    for part in parts_of(config_type).values():
+        found |= explanations(part)
     for cls in filter(is_dataclass, reversed(config_type.__mro__)):
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         for field, text in zip(definition.body, definition.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and field.target.id in config_type.__dataclass_fields__:
+            if isinstance(field, ast.AnnAssign) and field.target.id in alone:
                 found[field.target.id] = " ".join(ast.literal_eval(text.value).split())
-    return {name: found[name] for name in config_type.__dataclass_fields__ if name != "positional"}
+    return {name: found[name] for name in kinds_of(config_type)}
 
 
 def help_of(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
@@ -422,6 +428,80 @@ def test_a_repeated_flag_adds_to_its_list(args: list[str]) -> None:
     assert parsed(Numbers, args) == Numbers(words=("a", "b"), seeds=(1, 2))
 
 
+FLAT = """
+data: photographs
+output: runs/one
+teacher: sam.pth
+prompts: evs
+lr: 1.0e-3
+keep_ratios: [0.25, 0.5]
+flip: true
+"""
+NESTED = """
+data: {data: photographs}
+run: {output: runs/one}
+teacher: {teacher: sam.pth}
+prompts: {prompts: evs, flip: true}
+optimizer:
+  lr: 1.0e-3
+student:
+  keep_ratios: [0.25, 0.5]
+"""
+MIXED = """
+data: photographs
+output: runs/one
+teacher: {teacher: sam.pth}
+prompts: evs
+optimizer: {lr: 1.0e-3}
+keep_ratios: [0.25, 0.5]
+flip: true
+"""
+
+
+@pytest.mark.parametrize("text", [FLAT, NESTED, MIXED])
+def test_settings_of_a_recipe_stand_side_by_side_or_below_their_part(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    config = parsed(FinetuneConfig, [str(tmp_path / "recipe.yaml")])
+    given = {"teacher": Path("sam.pth"), "prompts": "evs", "lr": 1e-3, "keep_ratios": (0.25, 0.5), "flip": True}
+    assert config == compose(FinetuneConfig, data=Path("photographs"), output=Path("runs/one"), **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("optimizer: {rate: 1}", "optimizer: unknown settings rate; there are epochs, schedule_steps"),
+        ("optimizer: {data: d}", "optimizer: unknown settings data; there are epochs, schedule_steps"),
+        ("optimizer: 3", "optimizer is a part, not a setting; write its settings indented below it"),
+        ("lr: 1.0\noptimizer: {lr: 1.0}", "lr: named twice, alone and in a part; name it once"),
+        ("optimizer: {lr: {lr: 1.0}}", "lr: {'lr': 1.0} is more than one value, where one is expected"),
+    ],
+)
+def test_a_part_of_a_recipe_that_cannot_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    args = [str(tmp_path / "recipe.yaml"), "--data", "d", "--output", "o"]
+    assert f"recipe.yaml: {told}" in failing(args, capsys, lambda args: parsed(FinetuneConfig, args))
+
+
+@pytest.mark.parametrize(
+    "flags", [["--preset", "paper"], ["--preset=paper"], ["--preset", "default", "--preset", "paper"]]
+)
+def test_a_preset_gives_way_to_recipe_and_flags(tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("preset: default\nencoder_lr: 0.5\n")
+    named = ["--data", "d", "--output", "o", "--keep-ratios", "0.5", "--keep-ratios", "1"]
+    config = parsed(FinetuneConfig, [str(tmp_path / "recipe.yaml"), *named, *flags])
+    given = {"preset": "paper", "encoder_lr": 0.5, "keep_ratios": (0.5, 1.0)}
+    assert config == compose(FinetuneConfig, data=Path("d"), output=Path("o"), **given)
+    assert config.machine.batch_size == 1
+
+
+@pytest.mark.parametrize("flags", [["--preset", "sam"], ["--preset"]])
+def test_a_preset_that_there_is_not_ends_in_one_line(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    args = ["--data", "d", "--output", "o", *flags]
+    assert "preset" in failing(args, capsys, lambda args: parsed(FinetuneConfig, args))
+
+
 def test_repeated_flags_replace_the_list_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("seeds: [7, 8]\n")
     assert parsed(Numbers, [str(tmp_path / "settings.yaml"), "--seeds", "1", "--seeds", "2"]) == Numbers(seeds=(1, 2))
@@ -431,10 +511,10 @@ def test_every_list_of_every_command_takes_one_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for config_type in (*SCRIPTS.values(), SegmentConfig, BenchmarkConfig, FlopsConfig):
-        for flag in cli._list_flags(config_type):
-            assert cli._joined([flag, "a", "--x", flag, "b"], {flag}) == [flag, "a", "b", "--x"]
-    assert cli._list_flags(SegmentConfig) == {"--point", "--negative"}
-    assert {"--seeds", "--keep-ratios", "--perturb"} == cli._list_flags(EvaluationConfig)
+        for flag in list_flags(config_type):
+            assert joined([flag, "a", "--x", flag, "b"], {flag}) == [flag, "a", "b", "--x"]
+    assert list_flags(SegmentConfig) == {"--point", "--negative"}
+    assert {"--seeds", "--keep-ratios", "--perturb"} == list_flags(EvaluationConfig)
 
 
 def test_points_given_one_by_one_all_count(tmp_path: Path) -> None:

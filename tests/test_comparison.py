@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from datasets import write_dataset
-from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.distributed import Processes
 from sam_blvit.evaluate import comparison
 from sam_blvit.evaluate.comparison import compare, comparison_table
@@ -36,8 +36,12 @@ def after(tiny: Callable[..., ModelConfig], randomize: Callable[[Sam], Sam]) -> 
 @pytest.fixture
 def validation(tmp_path: Path) -> Validation:
     coco = write_dataset(tmp_path)
-    config = FinetuneConfig(
-        data=tmp_path, output=tmp_path / "run", val_annotations=coco / "annotations.json", val_images=coco
+    config = compose(
+        FinetuneConfig,
+        data=tmp_path,
+        output=tmp_path / "run",
+        val_annotations=coco / "annotations.json",
+        val_images=coco,
     )
     made = Validation.of(config, None, processes=Processes())
     assert made is not None

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 
 from sam_blvit.config import (
     MODELS,
+    PRESETS,
     CacheConfig,
     CalibrationConfig,
     EvaluationConfig,
@@ -24,8 +27,12 @@ from sam_blvit.config import (
     ReportConfig,
     SubsetConfig,
     check_keep_ratio,
+    compose,
+    kinds_of,
     model_config,
     override,
+    parts_of,
+    settings_of,
 )
 
 Config = Callable[..., ModelConfig]
@@ -236,7 +243,7 @@ def test_a_dense_model_is_not_built_at_another_keep_ratio_than_1(tiny_dense: Con
 )
 def test_a_negative_seed_is_refused(config_type: type, seed: dict[str, Any], refused: Refused) -> None:
     with refused(ValueError, match="seed=-1 is negative"):
-        config_type(**required(config_type), **seed)
+        compose(config_type, **required(config_type), **seed)
 
 
 # evaluation ----------------------------------------------------------------------------------------------------------
@@ -244,8 +251,14 @@ def test_a_negative_seed_is_refused(config_type: type, seed: dict[str, Any], ref
 
 def required(config_type: type) -> dict[str, Path]:
     """A path for each setting without a default."""
-    fields = dataclasses.fields(config_type)
-    return {field.name: Path(field.name) for field in fields if field.default is dataclasses.MISSING}
+    parts = parts_of(config_type)
+    found: dict[str, Path] = {}
+    for field in dataclasses.fields(config_type):
+        if field.name in parts:
+            found |= required(parts[field.name])
+        elif field.default is dataclasses.MISSING:
+            found[field.name] = Path(field.name)
+    return found
 
 
 def evaluation(**settings: Any) -> EvaluationConfig:
@@ -343,13 +356,66 @@ def test_a_reports_words_without_a_flag_are_one_of_its_settings() -> None:
     assert ReportConfig.positional in fields
 
 
+# parts ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config_type", [CacheConfig, FinetuneConfig])
+def test_no_two_parts_have_a_setting_of_the_same_name(config_type: type) -> None:
+    parts = [kind for name, kind in get_type_hints(config_type).items() if name in parts_of(config_type)]
+    alone = len(dataclasses.fields(config_type)) - len(parts)
+    assert parts
+    assert len(kinds_of(config_type)) == alone + sum(len(dataclasses.fields(part)) for part in parts)
+
+
+def test_a_config_of_parts_is_what_its_flat_settings_say() -> None:
+    config = compose(FinetuneConfig, data=Path("d"), output=Path("o"), lr=1.0, keep_ratios=(0.5,))
+    assert (config.data.data, config.run.output, config.optimizer.lr) == (Path("d"), Path("o"), 1.0)
+    assert compose(FinetuneConfig, **settings_of(config)) == config
+
+
+def test_an_unknown_flat_setting_is_refused() -> None:
+    with pytest.raises(TypeError, match="rate"):
+        compose(FinetuneConfig, data=Path("d"), output=Path("o"), rate=1.0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_names_settings_that_there_are_and_that_are_not_the_defaults(name: str) -> None:
+    usual = settings_of(training())
+    assert not [setting for setting, value in PRESETS[name].items() if usual[setting] == value]
+
+
+WITHOUT_PACKAGES = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in {*sys.stdlib_module_names, "sam_blvit"}:
+            raise ImportError(f"{name} is not in the standard library")
+
+sys.meta_path.insert(0, Refuse())
+from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, compose
+model = MODELS["blvit_tiny"]
+assert ModelConfig.from_json(model.to_json()) == model
+compose(FinetuneConfig, data="data", output="run", teacher=None)
+try:
+    import torch
+except ImportError:
+    print("alone")
+"""
+
+
+def test_configs_work_where_no_other_package_can_be_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PACKAGES], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("alone\n", "")
+
+
 # training ------------------------------------------------------------------------------------------------------------
 
 TEACHER = {"teacher": Path("sam.pth")}
 
 
 def training(**settings: Any) -> FinetuneConfig:
-    return FinetuneConfig(**required(FinetuneConfig), **settings)
+    return compose(FinetuneConfig, **required(FinetuneConfig), **settings)
 
 
 def test_a_training_run_needs_data_and_a_place_alone() -> None:
@@ -367,9 +433,10 @@ def test_a_preset_is_a_reading_of_the_papers_line_on_optimisation(
     preset: str, batch_size: int, rates: tuple[float, ...], drop_path: float, keep_ratios: tuple[float, ...]
 ) -> None:
     config = training(preset=preset)
-    assert config.batch_size == batch_size
-    assert (config.lr, config.encoder_lr, config.decoder_lr) == rates
-    assert (config.drop_path, config.keep_ratios) == (drop_path, keep_ratios)
+    optimizer = config.optimizer
+    assert config.machine.batch_size == batch_size
+    assert (optimizer.lr, optimizer.encoder_lr, optimizer.decoder_lr) == rates
+    assert (optimizer.drop_path, config.student.keep_ratios) == (drop_path, keep_ratios)
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
@@ -385,10 +452,10 @@ def test_a_preset_is_a_reading_of_the_papers_line_on_optimisation(
     ],
 )
 def test_what_is_named_wins_over_a_preset(preset: str, name: str, value: Any) -> None:
-    usual, config = training(preset=preset), training(preset=preset, **{name: value})
-    assert getattr(config, name) == value
+    usual, config = settings_of(training(preset=preset)), settings_of(training(preset=preset, **{name: value}))
+    assert config[name] == value
     others = {"batch_size", "lr", "encoder_lr", "decoder_lr", "drop_path", "keep_ratios"} - {name}
-    assert all(getattr(config, other) == getattr(usual, other) for other in others)
+    assert all(config[other] == usual[other] for other in others)
 
 
 @pytest.mark.parametrize(("batch_size", "masks"), [(1, 64), (2, 32), (4, 16), (8, 16)])
@@ -420,7 +487,7 @@ def test_a_run_validates_where_there_is_something_to_validate_with(settings: dic
 def test_what_must_be_positive_is_refused_at_0(name: str, refused: Refused) -> None:
     with refused(ValueError, f"^{name}=0 is not a positive number$"):
         training(**{name: 0})
-    assert getattr(training(**{name: 1}), name) == 1
+    assert settings_of(training(**{name: 1}))[name] == 1
 
 
 @pytest.mark.parametrize(
@@ -433,7 +500,7 @@ def test_what_must_be_positive_is_refused_at_0(name: str, refused: Refused) -> N
 def test_what_may_be_0_is_refused_below(name: str, refused: Refused) -> None:
     with refused(ValueError, f"^{name}=-1 is negative$"):
         training(**{name: -1})
-    assert getattr(training(**{name: 0}), name) == 0
+    assert settings_of(training(**{name: 0}))[name] == 0
 
 
 @pytest.mark.parametrize("name", ["distillation_mse", "distillation_layers", "kd_only_steps", "validate_every"])
@@ -555,12 +622,7 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
             {"model": "vit_b", "window": 5, "image_size": 64},
             "window=5 is more than the 4 tokens along a side of vit_b at image_size=64; name a smaller window",
         ),
-        ({"preflight": True, "dry_run_data": True}, "preflight and dry_run_data each run instead of training; choose"),
         ({"val_images": Path("val2017")}, "val_images=val2017: no effect without val_annotations, what is on them"),
-        (
-            {"prompts": "evs", "correction_rounds": 0},
-            "correction_rounds=0: no effect, prompts=evs has rounds of its own; leave it at 2, or take prompts=mixed",
-        ),
         ({"warm_start": "layerwise"}, "warm_start: wants a trained SAM to start from; name teacher or checkpoint"),
         (
             {"freeze": "performance", "warm_start": "layerwise"},
@@ -575,18 +637,16 @@ def test_a_training_run_refuses_what_makes_no_sense(settings: dict[str, Any], to
 
 @pytest.mark.parametrize("start", ["teacher", "checkpoint"])
 def test_freezing_and_warming_up_start_from_a_teacher_or_a_checkpoint(start: str) -> None:
-    assert training(freeze="performance", warm_start="layerwise", **{start: Path("sam.pth")}).freeze == "performance"
+    assert (
+        training(freeze="performance", warm_start="layerwise", **{start: Path("sam.pth")}).student.freeze
+        == "performance"
+    )
 
 
 def test_embeddings_are_kept_of_a_teacher_alone(refused: Refused) -> None:
     with refused(ValueError, "teacher is not given: name the checkpoint of the SAM whose embeddings are to be kept"):
-        CacheConfig(**required(CacheConfig))
-    assert CacheConfig(**required(CacheConfig), **TEACHER).shard_images == 500
-
-
-def test_embeddings_of_all_photographs_are_kept(refused: Refused) -> None:
-    with refused(ValueError, "holdout=5: no effect, embeddings of all photographs are kept; leave it out"):
-        CacheConfig(**required(CacheConfig), **TEACHER, holdout=5)
+        compose(CacheConfig, **required(CacheConfig))
+    assert compose(CacheConfig, **required(CacheConfig), **TEACHER).shard_images == 500
 
 
 @pytest.mark.parametrize(
@@ -602,12 +662,13 @@ def test_embeddings_of_all_photographs_are_kept(refused: Refused) -> None:
     ],
 )
 def test_a_training_run_takes_what_has_its_effect(settings: dict[str, Any]) -> None:
-    assert all(getattr(training(**settings), name) == value for name, value in settings.items())
+    found = settings_of(training(**settings))
+    assert all(found[name] == value for name, value in settings.items())
 
 
 def test_a_shard_without_images_is_refused(refused: Refused) -> None:
     with refused(ValueError, "shard_images=0 is not a positive number"):
-        CacheConfig(**required(CacheConfig), **TEACHER, shard_images=0)
+        compose(CacheConfig, **required(CacheConfig), **TEACHER, shard_images=0)
 
 
 @pytest.mark.parametrize(

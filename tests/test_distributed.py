@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from processes import run_in_two
-from sam_blvit.config import TeacherConfig
+from sam_blvit.config import MachineConfig
 from sam_blvit.distributed import Processes, joined_processes, pick_device, pick_dtype
 from sam_blvit.train.precision import with_precision
 
@@ -116,14 +116,14 @@ def test_training_prints_what_auto_stands_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has_it: bool, precision: str
 ) -> None:
     multiplies(monkeypatch, avx512_bf16=has_it, amx=False)
-    config = TeacherConfig(data=Path("data"), device="cpu")
+    config = MachineConfig(device="cpu")
     assert config.precision == "auto"
     assert with_precision(config).precision == precision
     assert capsys.readouterr().out.startswith(f"precision: {precision} (")
 
 
 def test_a_precision_that_is_named_is_kept_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
-    config = TeacherConfig(data=Path("data"), device="cpu", precision="bf16")
+    config = MachineConfig(device="cpu", precision="bf16")
     assert with_precision(config) is config
     assert capsys.readouterr().out == ""
 

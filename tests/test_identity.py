@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import with_settings
 from sam_blvit import __version__
 from sam_blvit.checkpoint import save_sam
-from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.config import PRESETS, FinetuneConfig, ModelConfig, compose, kinds_of
 from sam_blvit.data.sources import training_source
 from sam_blvit.distributed import Processes
 from sam_blvit.files import file_sha256
@@ -41,11 +41,11 @@ def settings(tmp_path: Path) -> FinetuneConfig:
     """A run from a file of a teacher."""
     write_flat(tmp_path / "data", range(3))
     (tmp_path / "teacher.pth").write_bytes(b"a teacher")
-    return FinetuneConfig(data=tmp_path / "data", output=tmp_path / "run", teacher=tmp_path / "teacher.pth")
+    return compose(FinetuneConfig, data=tmp_path / "data", output=tmp_path / "run", teacher=tmp_path / "teacher.pth")
 
 
 def identity(config: FinetuneConfig) -> dict[str, Any]:
-    return run_identity(config, training_source(config))
+    return run_identity(config, training_source(config.data))
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -54,13 +54,13 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def test_every_setting_either_may_change_or_makes_another_run() -> None:
-    assert {field.name for field in dataclasses.fields(FinetuneConfig)} == set(MAY_CHANGE) | set(OTHER)
+    assert set(kinds_of(FinetuneConfig)) == set(MAY_CHANGE) | set(OTHER)
     assert not set(MAY_CHANGE) & set(OTHER)
 
 
 @pytest.mark.parametrize("name", sorted(set(OTHER) - {"freeze"}))
 def test_another_setting_is_another_run_and_named(settings: FinetuneConfig, name: str) -> None:
-    other = dataclasses.replace(settings, **{name: OTHER[name]})
+    other = with_settings(settings, **{name: OTHER[name]})
     assert changed(identity(settings), identity(other)) == [name]
 
 
@@ -68,8 +68,8 @@ def test_freezing_is_another_run_and_keeps_the_hash_of_the_sam_inside(
     settings: FinetuneConfig, tiny_dense: Config, tmp_path: Path
 ) -> None:
     save_sam(build_sam(tiny_dense()), tmp_path / "teacher.safetensors")
-    trains = dataclasses.replace(settings, teacher=tmp_path / "teacher.safetensors")
-    frozen = dataclasses.replace(trains, freeze="performance")
+    trains = with_settings(settings, teacher=tmp_path / "teacher.safetensors")
+    frozen = with_settings(trains, freeze="performance")
     assert changed(identity(trains), identity(frozen)) == ["freeze", "sam_blvit.base_sha256"]
 
 
@@ -77,13 +77,14 @@ def test_data_and_files_may_move_and_the_work_be_divided_otherwise(settings: Fin
     before = identity(settings)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     (tmp_path / "teacher.pth").rename(tmp_path / "renamed.pth")
-    moved = dataclasses.replace(
+    moved = with_settings(
         settings,
         data=tmp_path / "elsewhere",
         teacher=tmp_path / "renamed.pth",
         output=tmp_path / "other",
         precision="bf16",
         batch_size=1,
+        masks_per_image=16,
         accumulate=8,
         workers=7,
         sharding="fsdp",
@@ -103,7 +104,7 @@ def test_another_teacher_under_the_same_name_is_another_run(settings: FinetuneCo
 def test_another_decoder_of_an_exported_teacher_is_another_run(settings: FinetuneConfig, tmp_path: Path) -> None:
     decoder = tmp_path / "decoder.onnx"
     decoder.write_bytes(b"a decoder")
-    settings = dataclasses.replace(settings, teacher_decoder=decoder)
+    settings = with_settings(settings, teacher_decoder=decoder)
     before = identity(settings)
     assert json.loads(json.dumps(before)) == before
     decoder.write_bytes(b"another decoder")
@@ -112,30 +113,28 @@ def test_another_decoder_of_an_exported_teacher_is_another_run(settings: Finetun
 
 def test_another_photograph_is_another_run(settings: FinetuneConfig) -> None:
     before = identity(settings)
-    write_flat(settings.data, range(3, 4))
+    write_flat(settings.data.data, range(3, 4))
     assert changed(before, identity(settings)) == ["data_sha256"]
 
 
 def test_a_preset_counts_by_what_it_fills_in(settings: FinetuneConfig) -> None:
-    paper = dataclasses.replace(
-        settings, preset="paper", batch_size=1, encoder_lr=None, decoder_lr=None, drop_path=None, keep_ratios=None
-    )
+    paper = with_settings(settings, **PRESETS["paper"], preset="paper", masks_per_image=16)
     assert changed(identity(settings), identity(paper)) == ["decoder_lr", "drop_path", "encoder_lr", "keep_ratios"]
 
 
 def test_options_count_in_any_order(settings: FinetuneConfig) -> None:
-    one = dataclasses.replace(settings, options=("dim=128", "heads=2"))
-    assert identity(one) == identity(dataclasses.replace(settings, options=("heads=2", "dim=128")))
+    one = with_settings(settings, options=("dim=128", "heads=2"))
+    assert identity(one) == identity(with_settings(settings, options=("heads=2", "dim=128")))
 
 
 def test_an_identity_survives_json(settings: FinetuneConfig) -> None:
-    settings = dataclasses.replace(settings, options=("keep_ratio=0.5",))
+    settings = with_settings(settings, options=("keep_ratio=0.5",))
     assert json.loads(json.dumps(identity(settings))) == identity(settings)
 
 
 def test_an_origin_says_which_code_and_which_list_of_photographs(settings: FinetuneConfig, tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("0\n1\n")
-    origin = run_origin(dataclasses.replace(settings, manifest=tmp_path / "train.tsv"), Processes(rank=1, count=3))
+    origin = run_origin(with_settings(settings, manifest=tmp_path / "train.tsv"), Processes(rank=1, count=3))
     assert origin["manifest_sha256"] == file_sha256(tmp_path / "train.tsv")
     assert (origin["processes"], origin["version"], origin["torch"]) == (3, __version__, torch.__version__)
     assert json.loads(json.dumps(origin)) == origin

@@ -24,6 +24,8 @@ LAYERS = [
     },  # the root imports these and below
     {"train", "evaluate", "segment", "segment_everything", "benchmark", "importing"},
     {"finetune"},
+    {"flags"},
+    {"recipe"},
     {"cli", "commands"},
     {"__main__"},
 ]

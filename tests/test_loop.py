@@ -16,10 +16,10 @@ from PIL import Image
 from segment_anything import modeling as sa
 from torch import Tensor
 
-from conftest import TINY
+from conftest import TINY, with_settings
 from sam_blvit import finetune as finetune_module
 from sam_blvit.checkpoint import base_sha256, is_big_little, load_sam, read_metadata, sam_model_registry, save_sam
-from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, override
+from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, compose, override
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.finetune import finetune
 from sam_blvit.model.build import build_sam
@@ -105,7 +105,7 @@ def config(data: Path, output: Path, **options: Any) -> FinetuneConfig:
         "workers": 0, "prompts": "evs",
         "keep_ratios": (0.25,), "drop_path": 0.0, "warmup_steps": 1, "log_every": 1, "device": "cpu", **options,
     }  # fmt: skip
-    return FinetuneConfig(data=data, output=output, **settings)
+    return compose(FinetuneConfig, data=data, output=output, **settings)
 
 
 def log(output: Path) -> list[dict[str, Any]]:
@@ -340,7 +340,7 @@ def test_with_other_batches_the_epochs_end_after_another_number_of_steps(
 def test_a_schedule_lasts_until_the_epochs_are_over_or_as_long_as_it_is_told(
     options: dict[str, Any], done: dict[str, Any], length: int
 ) -> None:
-    settings = replace(config(Path("data"), Path("run")), **{"schedule_steps": None, **options})
+    settings = with_settings(config(Path("data"), Path("run")), **{"schedule_steps": None, **options})
     assert schedule_length(settings, 10, 6, Progress({}, {}, **done)) == length
 
 

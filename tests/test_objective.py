@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.model.build import build_sam
@@ -29,15 +29,15 @@ def samples(tmp_path: Path) -> list[Sample]:
     """A square photograph, a wide one and a tall one."""
     for number, size in enumerate(SIZES):
         write_flat(tmp_path / "data", range(number, number + 1), size=size)
-    source = training_source(config(tmp_path))
+    source = training_source(config(tmp_path).data)
     dataset = TrainingSamples(source, image_size=128, mask_side=32, masks_per_image=3)
     found = [dataset[0, index] for index in range(3)]
     return [sample for sample in found if isinstance(sample, Sample)]
 
 
 def config(root: Path, **options: Any) -> FinetuneConfig:
-    return FinetuneConfig(
-        data=root / "data", output=root / "run", **{"model": "blvit_tiny", "drop_path": 0.0, **options}
+    return compose(
+        FinetuneConfig, data=root / "data", output=root / "run", **{"model": "blvit_tiny", "drop_path": 0.0, **options}
     )
 
 

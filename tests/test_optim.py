@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.train.optim import MovingAverage, freeze, optimizer_for, schedule, set_rates
 
 
 def config(**options: object) -> FinetuneConfig:
-    return FinetuneConfig(data=Path("data"), output=Path("out"), **options)  # type: ignore[arg-type]
+    return compose(FinetuneConfig, data=Path("data"), output=Path("out"), **options)  # type: ignore[arg-type]
 
 
 def trained(sam: Sam, settings: FinetuneConfig) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import TINY
 from sam_blvit.checkpoint import load_sam
-from sam_blvit.config import MODELS, FinetuneConfig, override
+from sam_blvit.config import MODELS, FinetuneConfig, compose, override
 from sam_blvit.data.sources import Source, training_source
 from sam_blvit.distributed import Processes
 from sam_blvit.evaluate.validation import Validation
@@ -30,7 +30,8 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     root = tmp_path_factory.mktemp("overfit")
     for image_id in APART:
         write_tar(root / "data" / f"sa_00000{image_id}.tar", range(image_id, image_id + 1), size=(64, 64), masks=2)
-    config = FinetuneConfig(
+    config = compose(
+        FinetuneConfig,
         model="blvit_tiny",
         data=root / "data",
         output=root / "run",
@@ -52,11 +53,11 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "blvit_tiny", override(TINY, name="blvit_tiny"))
         finetune(config)
-    source: Source = training_source(config)
+    source: Source = training_source(config.data)
     assert not any((a.mask(64, 64) & b.mask(64, 64)).any() for a, b in (source.read(i).instances for i in range(4)))
     validation = Validation.of(config, source, processes=Processes())
     assert validation is not None
-    return validation(load_sam(config.output / MODEL_FILE), keep_ratios=(0.25, 1.0))
+    return validation(load_sam(config.run.output / MODEL_FILE), keep_ratios=(0.25, 1.0))
 
 
 @pytest.mark.parametrize("keep_ratio", ["0.25", "1"])

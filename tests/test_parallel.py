@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.distributed import Processes
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
@@ -23,7 +23,7 @@ Randomize = Callable[[nn.Module], Any]
 
 
 def objective(sam: Sam) -> Objective:
-    return Objective(sam, None, FinetuneConfig(data=Path("data"), output=Path("run")))
+    return Objective(sam, None, compose(FinetuneConfig, data=Path("data"), output=Path("run")))
 
 
 @torch.no_grad()

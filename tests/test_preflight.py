@@ -15,7 +15,7 @@ import pytest
 
 from conftest import TINY, macs_once
 from sam_blvit.checkpoint import save_sam
-from sam_blvit.config import MODELS, FinetuneConfig, override
+from sam_blvit.config import MODELS, FinetuneConfig, compose, override
 from sam_blvit.data.sources import training_source
 from sam_blvit.distributed import Processes
 from sam_blvit.finetune import finetune
@@ -47,13 +47,13 @@ def config(root: Path, **options: Any) -> FinetuneConfig:
         "model": "blvit_tiny", "keep_ratios": (0.25, 0.25, 0.25, 1.0), "epochs": 2, **options,
     }  # fmt: skip
     (root / "run").mkdir(exist_ok=True)
-    return FinetuneConfig(data=root / "data", output=root / "run", **settings)
+    return compose(FinetuneConfig, data=root / "data", output=root / "run", **settings)
 
 
 def training(root: Path, **options: Any) -> Training:
     write_flat(root / "data", range(PHOTOGRAPHS), masks=1)
     settings = config(root, **options)
-    return prepare(settings, training_source(settings), Processes(), warm=False)
+    return prepare(settings, training_source(settings.data), Processes(), warm=False)
 
 
 @pytest.fixture(scope="module")

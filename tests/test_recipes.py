@@ -5,7 +5,6 @@ Their estimates are those of docs/training.md, and these add up.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 import statistics
@@ -15,8 +14,9 @@ import pytest
 import torch
 import yaml
 
+from conftest import with_settings
 from sam_blvit.cli import run
-from sam_blvit.config import FinetuneConfig, ModelConfig, model_config
+from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.model.build import build_sam
 from sam_blvit.train.optim import optimizer_for
 
@@ -60,7 +60,7 @@ def config_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
 
 def model_of(config: FinetuneConfig) -> ModelConfig:
     """The model that `config` trains."""
-    return model_config(config.model, **config.model_overrides)
+    return config.student.model_config
 
 
 def test_there_are_recipes() -> None:
@@ -107,7 +107,7 @@ def test_a_recipe_names_a_command_that_is_there_and_accepted(path: Path, monkeyp
     words = command(path)
     assert f"configs/{path.name}" in words
     assert (ROOT / "tools/finetune.py").is_file()
-    assert config_of(path, monkeypatch).output.parent == Path("runs")
+    assert config_of(path, monkeypatch).run.output.parent == Path("runs")
 
 
 @every_recipe
@@ -139,16 +139,15 @@ def test_a_recipe_holds_differences_only(path: Path) -> None:
     told = {"data": "data", "output": "out", "teacher": Path("sam.pth"), "holdout": 1}
     for name in said.keys() - {"model", "preset"}:  # named for the reader, whatever the default
         others = {other: value for other, value in said.items() if other != name}
-        without = FinetuneConfig(**{**told, **others})  # type: ignore[arg-type]
-        assert without != FinetuneConfig(**{**told, **said}), f"{name} is what it would be anyway"  # type: ignore[arg-type]
+        without = compose(FinetuneConfig, **{**told, **others})  # type: ignore[arg-type]
+        assert without != compose(FinetuneConfig, **{**told, **said}), f"{name} is what it would be anyway"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["sam_b_t", "sam_b_t_same", "sam_l_s", "sam_h_b", "sam_b_t_paper", "sam_h_b_paper"])
 def test_steps_in_a_header_are_ten_epochs_of_the_subset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "configs" / f"{name}.yaml"
     config = config_of(path, monkeypatch)
-    assert config.batch_size is not None
-    images_a_step = config.batch_size * config.accumulate * GPUS
+    images_a_step = config.machine.batch_size * config.optimizer.accumulate * GPUS
     assert images_a_step == (8 if config.preset == "paper" else 64)
     steps = -(-10 * SUBSET // images_a_step)
     assert f" {steps:,} steps" in " ".join(header(path))
@@ -157,30 +156,32 @@ def test_steps_in_a_header_are_ten_epochs_of_the_subset(name: str, monkeypatch: 
 @pytest.mark.parametrize("name", ["sam_b_t_paper", "sam_h_b_paper"])
 def test_the_paper_s_recipe_is_the_paper_s_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(ROOT / "configs" / f"{name}.yaml", monkeypatch)
-    assert (config.lr, config.encoder_lr, config.decoder_lr, config.epochs) == (5e-4, 5e-4, 5e-4, 10)
-    assert config.keep_ratios == (0.25,)
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.encoder_lr, optimizer.decoder_lr, optimizer.epochs) == (5e-4, 5e-4, 5e-4, 10)
+    assert config.student.keep_ratios == (0.25,)
 
 
 @pytest.mark.parametrize("name", ["sam_b_t", "sam_b_t_same", "sam_l_s", "sam_h_b"])
 def test_one_training_gives_the_whole_dial(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(ROOT / "configs" / f"{name}.yaml", monkeypatch)
-    assert config.keep_ratios == (0.0, 0.125, 0.25, 0.5, 1.0)
+    assert config.student.keep_ratios == (0.0, 0.125, 0.25, 0.5, 1.0)
 
 
 def test_b_t_is_distilled_from_vit_h_whose_decoder_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(ROOT / "configs" / "sam_b_t.yaml", monkeypatch)
-    assert (config.teacher_model, config.checkpoint) == ("vit_h", Path("sam_vit_b_01ec64.pth"))
-    assert config.kd_only_steps == pytest.approx(0.05 * 34_957, rel=0.01)
+    assert (config.teacher.teacher_model, config.student.checkpoint) == ("vit_h", Path("sam_vit_b_01ec64.pth"))
+    assert config.losses.kd_only_steps == pytest.approx(0.05 * 34_957, rel=0.01)
     control = config_of(ROOT / "configs" / "sam_b_t_same.yaml", monkeypatch)
-    theirs = {"teacher_model": "vit_h", "kd_only_steps": config.kd_only_steps, "checkpoint": config.checkpoint}
-    names = {"teacher": config.teacher, "output": config.output}
-    assert dataclasses.replace(control, **theirs, **names) == config, "they differ in the teacher alone"
+    alone, checkpoint = config.losses.kd_only_steps, config.student.checkpoint
+    theirs = {"teacher_model": "vit_h", "kd_only_steps": alone, "checkpoint": checkpoint}
+    names = {"teacher": config.teacher.teacher, "output": config.run.output}
+    assert with_settings(control, **theirs, **names) == config, "they differ in the teacher alone"
 
 
 def test_to_accelerate_a_sam_leaves_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(ROOT / "configs" / "accelerate.yaml", monkeypatch)
-    assert (config.freeze, config.window) == ("performance", 14)
-    assert 1.0 not in (config.keep_ratios or ()), "there nothing new is used, so a step would learn nothing"
+    assert (config.student.freeze, config.student.window) == ("performance", 14)
+    assert 1.0 not in config.student.keep_ratios, "there nothing new is used, so a step would learn nothing"
 
 
 def estimates() -> list[list[str]]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam_blvit.model.router import RandomRouter, TokenRouter, choose
+from sam_blvit.config.model import ROUTERS as LEARNS
+from sam_blvit.model.router import ROUTERS, RandomRouter, TokenRouter, choose
 from sam_blvit.model.windows import WindowLayout
 
 CPU = torch.device("cpu")
@@ -229,3 +230,7 @@ def test_updates_of_means_go_to_the_tokens_that_they_stand_for() -> None:
         square = slot // 4 // 2 * 2 + slot % 4 // 2
         expected = by_window[:, :, 5 + square] * (1 - primary[:, :, slot, None])
         torch.testing.assert_close(of_all.view(2, 4, 16, 3)[:, :, slot], expected)
+
+
+def test_every_router_is_in_both_tables_and_learns_where_it_has_parameters() -> None:
+    assert {name: any(True for _ in make(8).parameters()) for name, make in ROUTERS.items()} == LEARNS

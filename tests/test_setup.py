@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_blvit.checkpoint import save_sam
-from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, override
+from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, compose, override
 from sam_blvit.data.samples import Sample
 from sam_blvit.data.sources import training_source
 from sam_blvit.distributed import Processes
@@ -44,8 +43,8 @@ def teacher(tmp_path: Path, randomize: Callable[[nn.Module], Any]) -> Path:
 
 def prepared(data: Path, *, warm: bool = False, processes: Processes | None = None, **options: Any) -> Training:
     settings = {"model": "blvit_tiny", "batch_size": 2, "workers": 0, "device": "cpu", **options}
-    config = FinetuneConfig(data=data, output=data.parent / "run", **settings)
-    return prepare(config, training_source(config), processes or Processes(), warm=warm)
+    config = compose(FinetuneConfig, data=data, output=data.parent / "run", **settings)
+    return prepare(config, training_source(config.data), processes or Processes(), warm=warm)
 
 
 def weights(training: Training) -> dict[str, Tensor]:
@@ -167,7 +166,7 @@ def test_a_run_that_would_train_nothing_is_refused(data: Path, refused: Callable
     rates = {"lr": 0.0, "encoder_lr": 0.0, "decoder_lr": 0.0}
     with refused(ValueError, "every learning rate is 0: there is nothing to train"):
         prepared(data, **rates)
-    assert replace(prepared(data, **{**rates, "prompt_lr": 1.0}).config).prompt_lr == 1.0
+    assert prepared(data, **{**rates, "prompt_lr": 1.0}).config.optimizer.prompt_lr == 1.0
 
 
 def test_a_checkpoint_whose_router_does_not_learn_is_told_nothing(

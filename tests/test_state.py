@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.distributed import Processes
 from sam_blvit.model.build import build_sam
 from sam_blvit.train.optim import MovingAverage, freeze, optimizer_for
@@ -23,7 +23,7 @@ def fresh(tiny: Config, *, average: bool = False, seed: int = 0) -> State:
     """A model and its optimiser after one step of made-up gradients."""
     torch.manual_seed(seed)
     student = build_sam(tiny())
-    config = FinetuneConfig(data=Path("data"), output=Path("run"), decoder_lr=0)
+    config = compose(FinetuneConfig, data=Path("data"), output=Path("run"), decoder_lr=0)
     freeze(student, config)
     optimizer = optimizer_for(student, config)
     state = State(student, optimizer, MovingAverage(student, 0.9) if average else None)
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_was_passed_over_is_put_aside(tiny: Config, checkpoint
 def test_before_the_first_step_nothing_counts_as_one(tiny: Config, checkpoints: Checkpoints) -> None:
     torch.manual_seed(0)
     student = build_sam(tiny())
-    optimizer = optimizer_for(student, FinetuneConfig(data=Path("data"), output=Path("run")))
+    optimizer = optimizer_for(student, compose(FinetuneConfig, data=Path("data"), output=Path("run")))
     checkpoints.save(State(student, optimizer, None), progress(0))
     assert all(moments["step"] == 0 for moments in optimizer.state.values())
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam_blvit.config import FinetuneConfig, ModelConfig
+from conftest import with_settings
+from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.distributed import Processes
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 def config(root: Path, **options: Any) -> FinetuneConfig:
     settings = {"model": "blvit_tiny", "batch_size": 2, "correction_rounds": 0, "keep_ratios": (0.5,), **options}
-    return FinetuneConfig(data=root / "data", output=root, **settings)
+    return compose(FinetuneConfig, data=root / "data", output=root, **settings)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def batch(tmp_path: Path) -> Batch:
     """A square photograph with one mask, and a wide one with two."""
     write_flat(tmp_path / "data", range(1), size=(64, 64), masks=1)
     write_flat(tmp_path / "data", range(1, 2), size=(32, 64), masks=2)
-    dataset = TrainingSamples(training_source(config(tmp_path)), image_size=128, mask_side=32, masks_per_image=2)
+    dataset = TrainingSamples(training_source(config(tmp_path).data), image_size=128, mask_side=32, masks_per_image=2)
     return [dataset[0, index] for index in range(2)]
 
 
@@ -44,7 +45,7 @@ def stepper_of(model: ModelConfig, config: FinetuneConfig) -> Stepper:
     torch.manual_seed(0)
     student = build_sam(model).train()
     freeze(student, config)
-    average = MovingAverage(student, config.ema) if config.ema else None
+    average = MovingAverage(student, config.optimizer.ema) if config.optimizer.ema else None
     optimizer = optimizer_for(student, config)
     return Stepper(Objective(student, None, config), optimizer, config, Processes(), CPU, average)
 
@@ -112,7 +113,7 @@ def test_a_keep_ratio_is_drawn_by_seed_and_step(tiny: Config, tmp_path: Path) ->
     drawn = [keep_ratio_of(step, settings, tiny()) for step in range(60)]
     assert set(drawn) == {0.25, 0.5, 1.0}
     assert [keep_ratio_of(step, settings, tiny()) for step in reversed(range(60))] == drawn[::-1]
-    assert [keep_ratio_of(step, replace(settings, seed=1), tiny()) for step in range(60)] != drawn
+    assert [keep_ratio_of(step, with_settings(settings, seed=1), tiny()) for step in range(60)] != drawn
 
 
 def test_a_keep_ratio_that_is_named_twice_comes_twice_as_often(tiny: Config, tmp_path: Path) -> None:

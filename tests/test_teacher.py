@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conftest import with_settings
 from exports import export_sam
 from sam_blvit.checkpoint import save_plain_sam, save_sam
-from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, TrainingDataConfig, override
+from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, TrainingDataConfig, compose, override
 from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.exported.sam import ExportedSam, load_exported
@@ -71,7 +71,7 @@ def saved(sam: Sam, path: Path, **metadata: str) -> Path:
 
 
 def config(**options: Any) -> FinetuneConfig:
-    return FinetuneConfig(data=Path("data"), output=Path("run"), **{"model": "blvit_tiny", **options})
+    return compose(FinetuneConfig, data=Path("data"), output=Path("run"), **{"model": "blvit_tiny", **options})
 
 
 def photographs(*sizes: tuple[int, int]) -> list[Tensor]:
@@ -267,7 +267,7 @@ def test_a_smaller_student_goes_on_from_its_own_checkpoint(tmp_path: Path, teach
     path = saved(before, tmp_path / "narrow.safetensors", **{TEACHER_KEY: file_sha256(teacher)})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        student, _ = load_student_and_teacher(dataclasses.replace(settings, checkpoint=path))
+        student, _ = load_student_and_teacher(with_settings(settings, checkpoint=path))
     assert equal(student, before, ("",))
 
 

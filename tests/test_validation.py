@@ -15,7 +15,7 @@ from conftest import TINY
 from datasets import CROWD, EMPTY, annotation, squares, write_annotations, write_images
 from processes import run_in_two
 from sam_blvit.checkpoint import load_sam, save_sam
-from sam_blvit.config import FinetuneConfig, ModelConfig
+from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.data.instances import ImageFile, find_images, read_instances
 from sam_blvit.data.sources import Source, training_source
 from sam_blvit.distributed import Processes
@@ -45,7 +45,7 @@ def annotated(root: Path, image_ids: tuple[int, ...], annotations: Sequence[dict
 def config_of(root: Path, *, coco: Path | None = None, **fields: Any) -> FinetuneConfig:
     if coco is not None:
         fields |= {"val_annotations": coco / "annotations.json", "val_images": coco}
-    return FinetuneConfig(data=root / "sa1b", output=root / "run", **fields)
+    return compose(FinetuneConfig, data=root / "sa1b", output=root / "run", **fields)
 
 
 def source_of(root: Path, image_ids: range, **options: Any) -> Source:
@@ -265,7 +265,7 @@ import json, sys
 from pathlib import Path
 from sam_blvit.checkpoint import load_sam
 from sam_blvit.checkpoint import load_sam, save_sam
-from sam_blvit.config import FinetuneConfig
+from sam_blvit.config import FinetuneConfig, compose
 from sam_blvit.data.sources import training_source
 from sam_blvit.distributed import joined_processes
 from sam_blvit.evaluate.validation import Validation
@@ -273,10 +273,11 @@ from sam_blvit.evaluate.validation import Validation
 root = Path(sys.argv[1])
 
 def made(held, coco, processes):
-    config = FinetuneConfig(
+    config = compose(
+        FinetuneConfig,
         data=root / "sa1b", output=root / "run", val_annotations=coco / "annotations.json", val_images=coco
     )
-    return Validation.of(config, training_source(config) if held else None, processes=processes)
+    return Validation.of(config, training_source(config.data) if held else None, processes=processes)
 
 with joined_processes() as processes:
     validation = made(True, root, processes)

@@ -11,29 +11,25 @@ from sam_blvit.config.commands import (
     WeightsConfig,
     check_seed,
 )
+from sam_blvit.config.data import SubsetConfig, TrainingDataConfig
+from sam_blvit.config.distillation import SAME, InputConfig, KeptTeacherConfig, StudentConfig, TeacherConfig
 from sam_blvit.config.evaluation import EVALUATION_CHOICES, CalibrationConfig, EvaluationConfig, ReportConfig
 from sam_blvit.config.model import (
     COMPUTE_DTYPES,
     EMBEDDING_CHANNELS,
-    MODELS,
     PATCH_SIZE,
     SAM_WINDOW,
     THRESHOLDS,
     ModelConfig,
     check_keep_ratio,
-    model_config,
-    override,
 )
+from sam_blvit.config.models import MODELS, model_config, override
+from sam_blvit.config.objective import LossConfig, PromptConfig
+from sam_blvit.config.optimizer import MachineConfig, OptimizerConfig, TrainingMachineConfig
 from sam_blvit.config.options import parse_options
-from sam_blvit.config.training import (
-    PRESETS,
-    SAME,
-    CacheConfig,
-    FinetuneConfig,
-    SubsetConfig,
-    TeacherConfig,
-    TrainingDataConfig,
-)
+from sam_blvit.config.parts import compose, kinds_of, parts_of, preset_of, settings_of
+from sam_blvit.config.run import RunConfig, ValidationConfig
+from sam_blvit.config.training import PRESETS, CacheConfig, FinetuneConfig
 
 __all__ = [
     "ASPECTS",
@@ -56,16 +52,31 @@ __all__ = [
     "FinetuneConfig",
     "FlopsConfig",
     "ImportConfig",
+    "InputConfig",
+    "KeptTeacherConfig",
+    "LossConfig",
+    "MachineConfig",
     "ModelConfig",
+    "OptimizerConfig",
+    "PromptConfig",
     "ReportConfig",
+    "RunConfig",
     "SegmentConfig",
+    "StudentConfig",
     "SubsetConfig",
     "TeacherConfig",
     "TrainingDataConfig",
+    "TrainingMachineConfig",
+    "ValidationConfig",
     "WeightsConfig",
     "check_keep_ratio",
     "check_seed",
+    "compose",
+    "kinds_of",
     "model_config",
     "override",
     "parse_options",
+    "parts_of",
+    "preset_of",
+    "settings_of",
 ]

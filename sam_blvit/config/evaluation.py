@@ -18,6 +18,13 @@ EVALUATION_CHOICES = {
     "table": ("csv", "parquet"),
 }
 """Settings of an evaluation, and the words they take."""
+OF_TASK = {
+    "mIoU": ("protocol", "box_source", "feed_mask", "oracle", "seeds", "perturb", "include_crowd", "table"),
+    "AP": ("refine",),
+}
+"""Settings that have an effect on one task alone."""
+HOW_TO = {"mIoU": "mIoU", "AP": "AP: add detections or boxes"}
+"""Each task, and what asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +97,22 @@ class EvaluationConfig(WeightsConfig):
         self._check_task()
 
     @property
+    def task(self) -> str:
+        """What is measured, a name of `OF_TASK`."""
+        return "AP" if self.measures_ap else "mIoU"
+
+    @property
     def measures_ap(self) -> bool:
         """Whether AP is measured, rather than mIoU."""
         return self.detections is not None or self.boxes is not None
 
     def _check_task(self) -> None:
         """A setting of the other task would have no effect."""
-        for_miou = ("protocol", "box_source", "feed_mask", "oracle", "seeds", "perturb", "include_crowd", "table")
-        idle = for_miou if self.measures_ap else ("refine",)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        if named := [name for name in idle if getattr(self, name) != defaults[name]]:
-            task, other = ("AP", "mIoU") if self.measures_ap else ("mIoU", "AP: add detections or boxes")
-            raise ValueError(f"{', '.join(named)}: no effect when measuring {task}, a setting for {other}")
+        for other in OF_TASK.keys() - {self.task}:
+            if named := [name for name in OF_TASK[other] if getattr(self, name) != defaults[name]]:
+                names = ", ".join(named)
+                raise ValueError(f"{names}: no effect when measuring {self.task}, a setting for {HOW_TO[other]}")
         if self.measures_ap and self.select == "oracle":
             raise ValueError("select=oracle looks at true masks, which a box to be judged has none of; take argmax")
 

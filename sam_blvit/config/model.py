@@ -13,7 +13,8 @@ from numbers import Real
 from typing import Any
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
-ROUTERS = ("learned", "random")
+ROUTERS = {"learned": True, "random": False}
+"""Routers by name, and whether they learn."""
 ROUTER_SCORES = ("window", "two_class")
 PRIMARY_KEYS = ("all", "primary", "pooled")
 THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
@@ -101,7 +102,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         words = {
             "compute_dtype": COMPUTE_DTYPES,
-            "router": ROUTERS,
+            "router": tuple(ROUTERS),
             "router_scores": ROUTER_SCORES,
             "primary_keys": PRIMARY_KEYS,
         }
@@ -147,8 +148,8 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: no effect, {self.name} is dense; leave it out")
 
     def _check_routing(self) -> None:
-        if self.router == "random" and self.score_scaling:
-            raise ValueError("router=random gives no scores to scale by; add score_scaling=false")
+        if self.score_scaling and not self.router_learns:
+            raise ValueError(f"router={self.router} gives no scores to scale by; add score_scaling=false")
         if self.primary_keys != "all" and self.padded:
             raise ValueError(
                 f"primary_keys={self.primary_keys} wants windows that divide the grid of {self.grid}; "
@@ -183,6 +184,11 @@ class ModelConfig:
         """Whether any layer is routed."""
         return self.routed_from is not None
 
+    @property
+    def router_learns(self) -> bool:
+        """Whether routers have parameters and can be trained."""
+        return ROUTERS[self.router]
+
     def attends_globally(self, layer: int, *, little: bool = False) -> bool:
         """Whether attention in `layer`, or that of its efficiency block, sees all tokens and not a window."""
         return layer in self.global_layers and not (little and self.little_windowed)
@@ -214,107 +220,3 @@ class ModelConfig:
             raise ValueError(f"unknown model config fields {unknown}: written by a newer sam_blvit, which can read it")
         lists_to_tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
         return cls(**lists_to_tuples)
-
-
-def _dense(name: str, dim: int, heads: int, layers: int, global_layers: tuple[int, ...]) -> ModelConfig:
-    return ModelConfig(name=name, dim=dim, heads=heads, layers=layers, global_layers=global_layers)
-
-
-VIT_B = _dense("vit_b", 768, 12, 12, (3, 6, 9, 12))
-VIT_L = _dense("vit_l", 1024, 16, 24, (6, 12, 18, 24))
-VIT_H = _dense("vit_h", 1280, 16, 32, (8, 16, 24, 32))
-VIT_S = dataclasses.replace(
-    # global in its second half: so its features are nearest to those of DINOv2, which it starts from
-    _dense("vit_s", 384, 6, 12, tuple(range(6, 13))),
-    image_size=512,
-    enlarge=2,
-    window=16,
-    rel_pos_window=16,
-    neck_layers=(4,),
-)
-VIT_TINY = dataclasses.replace(
-    _dense("vit_tiny", 192, 3, 12, (3, 6, 9, 12)), image_size=512, window=8, rel_pos_window=8
-)
-
-MODELS: dict[str, ModelConfig] = {
-    config.name: config
-    for config in (
-        VIT_B,
-        VIT_L,
-        VIT_H,
-        VIT_S,
-        VIT_TINY,
-        dataclasses.replace(
-            VIT_B,
-            name="blvit_b_t",
-            window=16,
-            routed_from=2,
-            routers_after=(1, 4, 7, 10),
-            little_layers=tuple(range(2, 13)),
-            little_dim=192,
-            little_heads=3,
-        ),
-        dataclasses.replace(
-            VIT_L,
-            name="blvit_l_s",
-            window=16,
-            routed_from=7,
-            routers_after=(6, 12, 18),
-            little_layers=tuple(range(7, 24, 2)),
-            little_dim=384,
-            little_heads=6,
-        ),
-        dataclasses.replace(
-            VIT_H,
-            name="blvit_h_b",
-            window=16,
-            routed_from=10,
-            routers_after=(8, 16, 24),
-            little_layers=tuple(range(10, 33, 2)),
-            little_dim=768,
-            little_heads=12,
-        ),
-        dataclasses.replace(
-            VIT_S,
-            name="blvit_s_t",
-            routed_from=2,
-            routers_after=(1, 4, 7, 10),
-            little_layers=tuple(range(2, 13)),
-            little_dim=96,
-            little_heads=3,
-        ),
-        dataclasses.replace(
-            VIT_TINY,
-            name="blvit_tiny",
-            routed_from=2,
-            routers_after=(1, 4, 7, 10),
-            little_layers=tuple(range(2, 13)),
-            little_dim=64,
-            little_heads=1,
-        ),
-    )
-}
-"""Every registry name and its model. vit_b, vit_l, vit_h are SAM's own; vit_s and vit_tiny, and their big.LITTLE
-forms, are ours."""
-
-
-def model_config(name: str, **overrides: object) -> ModelConfig:
-    """The config of registry name `name` with fields replaced; ValueError lists the names there are."""
-    if name not in MODELS:
-        raise ValueError(f"no model named {name!r}; there are {', '.join(MODELS)}")
-    return override(MODELS[name], **overrides)
-
-
-def override(config: ModelConfig, **overrides: object) -> ModelConfig:
-    """`config` with fields replaced; a torch dtype may stand for compute_dtype. ValueError names unknown fields."""
-    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(config)})
-    if unknown:
-        raise ValueError(
-            f"{config.name}: unknown option {', '.join(unknown)}; window, image_size, keep_ratio and "
-            "compute_dtype are the usual ones"
-        )
-    if not config.routed and overrides.get("keep_ratio", 1) != 1:
-        raise ValueError(f"keep_ratio={overrides['keep_ratio']}: {config.name} is dense, its keep_ratio is always 1")
-    if "compute_dtype" in overrides:
-        overrides["compute_dtype"] = str(overrides["compute_dtype"]).removeprefix("torch.")
-    return dataclasses.replace(config, **overrides)  # type: ignore[arg-type]

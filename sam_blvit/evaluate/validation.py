@@ -85,16 +85,15 @@ class Validation:
     def of(cls, config: FinetuneConfig, held: Source | None, processes: Processes) -> Validation | None:
         """What `config` names to validate with, and what is `held` out of its training source; None for nothing.
 
-        Of each kind at most `config.val_limit` photographs are drawn, by `config.seed`. Crowds and objects without
+        Of each kind at most `val_limit` photographs are drawn, by `seed`. Crowds and objects without
         a pixel are left out. To be called by all of `processes` at once: ValueError, one line and in each of them,
         where a photograph is damaged, missing or badly annotated, or there is no object at all.
         """
         shares = {}
         if held is not None:
             shares[HELD] = _share(lambda: _of_source(held, config, processes), f"held out of {held.name}", processes)
-        if (path := config.val_annotations) is not None:
-            assert config.val_images is not None
-            root = config.val_images
+        path, root = config.validation.val_annotations, config.validation.val_images
+        if path is not None and root is not None:
             shares[ANNOTATIONS] = _share(
                 lambda: _of_annotations(path, root, config, processes), f"val_annotations={path}", processes
             )
@@ -187,17 +186,17 @@ def _of_annotations(
 
 
 def _drawn(image_ids: Sequence[int], config: FinetuneConfig, serves: Callable[[int], bool] | None = None) -> list[int]:
-    """At most `config.val_limit` of the `image_ids` that serve, all by default; ascending, whatever their order."""
-    rng = np.random.default_rng([config.seed, PHOTOGRAPHS_DRAWN])
+    """At most `val_limit` of the `image_ids` that serve, all by default; ascending, whatever their order."""
+    rng = np.random.default_rng([config.data.seed, PHOTOGRAPHS_DRAWN])
     shuffled = rng.permutation(sorted(image_ids)).tolist()
-    return sorted(islice(filter(serves, shuffled) if serves else shuffled, config.val_limit))
+    return sorted(islice(filter(serves, shuffled) if serves else shuffled, config.validation.val_limit))
 
 
 def _some(instances: Sequence[Instance], image: Measurable, config: FinetuneConfig) -> list[Instance]:
     """At most 16 of the `instances` of `image` that have a pixel, in their order. ValueError, one line, where one
     cannot be drawn or has a box outside of `image`."""
     height, width = image.height, image.width
-    rng = np.random.default_rng([config.seed, image.image_id, OBJECTS_DRAWN])
+    rng = np.random.default_rng([config.data.seed, image.image_id, OBJECTS_DRAWN])
     shuffled = rng.permutation(len(instances)).tolist()
     places = islice((place for place in shuffled if instances[place].pixels(height, width)), OBJECTS)
     chosen = [instances[place] for place in sorted(places)]

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from sam_blvit.config import EMBEDDING_CHANNELS, PATCH_SIZE, ModelConfig, check_keep_ratio
 from sam_blvit.model.blocks import Block, LittleBlock, layer_norm
 from sam_blvit.model.plain import check_float32
-from sam_blvit.model.router import RandomRouter, Routing, TokenRouter, choose
+from sam_blvit.model.router import ROUTERS, Routing, choose
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
 EMBEDDING_SCALE = 0.1
@@ -113,10 +113,7 @@ class ImageEncoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid, config.grid, config.dim))
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(1, config.layers + 1))
         self.routers = nn.ModuleDict(
-            {
-                str(layer - 1): TokenRouter(config.dim) if config.router == "learned" else RandomRouter()
-                for layer in config.routers_after
-            }
+            {str(layer - 1): ROUTERS[config.router](config.dim) for layer in config.routers_after}
         )
         self.neck = Neck(
             nn.Conv2d(config.dim, EMBEDDING_CHANNELS, kernel_size=1, bias=False),

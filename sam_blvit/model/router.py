@@ -7,6 +7,7 @@ Shapes:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +100,10 @@ class RandomRouter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, N) from 0 to 1 in float32 of tokens `x` (B, N, C)."""
         return (x.float().sum(-1).sin() * HASH_SCALE).remainder(1)
+
+
+ROUTERS: dict[str, Callable[[int], nn.Module]] = {"learned": TokenRouter, "random": lambda _: RandomRouter()}
+"""Routers by the name that `ModelConfig.router` gives them: what makes one for tokens of C channels."""
 
 
 def choose(

@@ -43,16 +43,16 @@ def count_bad_step(
 ) -> None:
     """Take a step that was skipped into `progress`, and write its photographs beside the log.
 
-    TooMany where `config.max_bad_steps` is reached.
+    TooMany where `config.optimizer.max_bad_steps` is reached.
     """
     ids = [item.image_id for batch in batches for item in batch if isinstance(item, Sample)]
     images = [image_id for theirs in processes.gathered(ids) for image_id in theirs]
     progress.bad_steps += 1
-    path = config.output / BAD_STEPS_FILE
+    path = config.run.output / BAD_STEPS_FILE
     if processes.first:
         append_json(path, {"step": progress.step, "gradient_norm": norm, "images": images})
         warnings.warn(f"step {progress.step} skipped: its gradient's norm is {norm}", stacklevel=2)
-    if progress.bad_steps >= config.max_bad_steps:
+    if progress.bad_steps >= config.optimizer.max_bad_steps:
         raise TooMany(
             f"{progress.bad_steps} steps had a gradient that is no number; {path} names their images; start anew from "
             "an earlier model with a lower --lr or --precision fp32, or go on with a higher --max-bad-steps"

@@ -7,6 +7,7 @@ with torchrun the processes divide them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,8 +26,6 @@ from sam_blvit.train.teacher import LiveTeacher, is_exported, load_teacher, teac
 
 EXPORTED_PRECISION = "as exported"
 """What the header says of an exported teacher, whose products have the dtypes of its graph."""
-BATCH_SIZE = 8
-"""Images at once, unless the config says."""
 
 
 def cache_teacher(config: CacheConfig) -> Path:
@@ -35,11 +34,12 @@ def cache_teacher(config: CacheConfig) -> Path:
     ValueError, one line, if the directory holds another cache, the disk is too small, or more than one photograph in
     a thousand is damaged.
     """
-    config = with_precision(config)
-    inputs = [config.teacher, config.teacher_decoder, config.annotations, config.manifest, config.exclude]
+    config = replace(config, machine=with_precision(config.machine))
+    data, teacher = config.data, config.teacher
+    inputs = [teacher.teacher, teacher.teacher_decoder, data.annotations, data.manifest, data.exclude]
     check_inputs_stay((config.output / name for name in (HEADER_FILE, IDS_FILE)), inputs)
     with joined_processes() as processes:
-        source = training_source(config)
+        source = training_source(data)
         writer = EmbeddingWriter(output_directory(config.output), _header(config, source))
         if processes.first:
             writer.begin(source.image_ids)
@@ -58,15 +58,14 @@ def cache_teacher(config: CacheConfig) -> Path:
 
 
 def _header(config: CacheConfig, source: Source) -> Header:
-    assert config.teacher is not None
-    student = _student(config)
+    teacher, student = config.teacher.required(), _student(config)
     return Header(
-        teacher_sha256=file_sha256(config.teacher),
+        teacher_sha256=file_sha256(teacher),
         teacher_model=teacher_model(config),
         image_size=teacher_size(config, student),
         student_image_size=student.image_size,
         grid=student.embedding_grid,
-        precision=EXPORTED_PRECISION if is_exported(config.teacher) else config.precision,
+        precision=EXPORTED_PRECISION if is_exported(teacher) else config.machine.precision,
         images=len(source),
         ids_sha256=ids_sha256(source.image_ids),
         shard_images=config.shard_images,
@@ -76,27 +75,28 @@ def _header(config: CacheConfig, source: Source) -> Header:
 
 def _student(config: CacheConfig) -> ModelConfig:
     """The model whose run will read the embeddings."""
-    return model_config(config.model, **({"image_size": config.image_size} if config.image_size else {}))
+    size = config.student.image_size
+    return model_config(config.student.model, **({"image_size": size} if size else {}))
 
 
 def _write(
     config: CacheConfig, source: Source, writer: EmbeddingWriter, shards: list[int], processes: Processes
 ) -> None:
     """Compute and write `shards`, the next photographs read while the teacher works on the last ones."""
-    sam = load_teacher(config, _student(config)).to(pick_device(config.device))
-    teacher = LiveTeacher(sam, precision=config.precision)
+    sam = load_teacher(config, _student(config)).to(pick_device(config.machine.device))
+    teacher = LiveTeacher(sam, precision=config.machine.precision)
     samples = TrainingSamples(
         source,
         image_size=writer.header.image_size,
         mask_side=1,
         masks_per_image=0,
         mirrored=float(config.mirrored),
-        seed=config.seed,
+        seed=config.data.seed,
     )
     rows = [writer.header.rows(shard) for shard in shards]
-    places = _places(rows, config.batch_size or BATCH_SIZE)
+    places = _places(rows, config.machine.batch_size)
     shown = tqdm(total=sum(map(len, rows)), desc="embeddings", unit="image", disable=None if processes.first else True)
-    with shown, batches_of(samples, places, config.workers) as batches:
+    with shown, batches_of(samples, places, config.machine.workers) as batches:
         embeddings = _embeddings(teacher, batches, shown.update)
         for shard, of_shard in zip(shards, rows, strict=True):
             writer.write(shard, islice(embeddings, len(of_shard)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from sam_blvit import __version__
 from sam_blvit.adapter import BASE_KEY, base_sha256
-from sam_blvit.config import FinetuneConfig
+from sam_blvit.config import FinetuneConfig, settings_of
 from sam_blvit.data.sources import Source, identity
 from sam_blvit.distributed import Processes
 from sam_blvit.files import file_sha256
@@ -29,24 +28,26 @@ is divided, what is said."""
 
 def run_identity(config: FinetuneConfig, source: Source) -> dict[str, Any]:
     """What must not change between the parts of one run: plain JSON values by name."""
-    settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+    settings = {name: value for name, value in settings_of(config).items() if name not in MAY_CHANGE}
+    student, teacher = config.student, config.teacher
     files = {
-        TEACHER_KEY: config.teacher,
-        "teacher_decoder_sha256": config.teacher_decoder,
-        "checkpoint_sha256": config.checkpoint,
+        TEACHER_KEY: teacher.teacher,
+        "teacher_decoder_sha256": teacher.teacher_decoder,
+        "checkpoint_sha256": student.checkpoint,
     }
     hashes = {name: None if path is None else file_sha256(path) for name, path in files.items()}
-    base = config.base or config.checkpoint or config.teacher
-    if config.freeze == "performance" and base is not None:
+    base = student.base or student.checkpoint or teacher.teacher
+    if student.freeze == "performance" and base is not None:
         hashes[BASE_KEY] = base_sha256(base)
-    lists = {"keep_ratios": list(config.keep_ratios or ()), "options": sorted(config.options)}
-    return {**settings, **lists, **hashes, "data_sha256": identity(source)}
+    lists = {"keep_ratios": list(student.keep_ratios), "options": sorted(student.options)}
+    resolved = {"masks_per_image": config.masks_per_image}
+    return {**settings, **lists, **resolved, **hashes, "data_sha256": identity(source)}
 
 
 def run_origin(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
     """Where this part of a run was computed, and on which list of photographs: plain JSON values by name."""
     return {
-        "manifest_sha256": None if config.manifest is None else file_sha256(config.manifest),
+        "manifest_sha256": None if config.data.manifest is None else file_sha256(config.data.manifest),
         "processes": processes.count,
         "git": git_revision(),
         "version": __version__,

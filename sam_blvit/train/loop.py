@@ -53,7 +53,7 @@ class Loop:
     def run(self) -> None:
         """Every step from where the run is to where it ends."""
         config, training = self.training.config, self.training
-        end = min(self.length, config.max_steps or self.length)
+        end = min(self.length, config.optimizer.max_steps or self.length)
         steps = max(0, end - self.progress.step)
         shown = tqdm(
             range(steps),
@@ -65,7 +65,7 @@ class Loop:
             with training.batches(start=self.progress.samples, steps=steps) as batches:
                 for _ in shown:
                     last = self.progress.step + 1 == end
-                    result = self._step(batches, logged=last or (self.progress.step + 1) % config.log_every == 0)
+                    result = self._step(batches, logged=last or (self.progress.step + 1) % config.run.log_every == 0)
                     if result.parts:
                         shown.set_postfix(loss=f"{result.parts['loss']:.3f}")
                     self._after(last=last)
@@ -78,7 +78,7 @@ class Loop:
     def _step(self, batches: Iterator[Batch], *, logged: bool) -> StepResult:
         config, progress, stepper = self.training.config, self.progress, self.training.stepper
         start = time.perf_counter()
-        mine = [next(batches) for _ in range(config.accumulate)]
+        mine = [next(batches) for _ in range(config.optimizer.accumulate)]
         waited = time.perf_counter() - start
         counts = stepper.count(mine, stop=self.interrupt.received is not None)
         if counts.asked_to_stop:
@@ -95,7 +95,7 @@ class Loop:
         self.seconds.append((waited, time.perf_counter() - start))
         if logged:
             self._log(result, plan.keep_ratio)
-        if config.picture_every and progress.step % config.picture_every == 0:
+        if config.run.picture_every and progress.step % config.run.picture_every == 0:
             self._draw(mine[0])
         return result
 
@@ -103,11 +103,11 @@ class Loop:
         """Validate and save, where it is time to."""
         config, step = self.training.config, self.progress.step
         validates = self.validate is not None and (
-            last or (config.validate_every and step % config.validate_every == 0)
+            last or (config.validation.validate_every and step % config.validation.validate_every == 0)
         )
         if validates:
             self._validate()
-        if validates or last or step % config.checkpoint_every == 0:
+        if validates or last or step % config.run.checkpoint_every == 0:
             self.save()
 
     def save(self) -> None:
@@ -119,11 +119,11 @@ class Loop:
         """Of the peak learning rates, in this step. Where epochs count, so do samples: a run may go on with another
         number of them a step."""
         config, progress = self.training.config, self.progress
-        if config.schedule_steps is not None:
-            return schedule(progress.step, length=config.schedule_steps, warmup=config.warmup_steps)
+        if config.optimizer.schedule_steps is not None:
+            return schedule(progress.step, length=config.optimizer.schedule_steps, warmup=config.optimizer.warmup_steps)
         return schedule(
             progress.samples,
-            length=config.epochs * len(self.training.source),
+            length=config.optimizer.epochs * len(self.training.source),
             warmup=progress.warmup_samples,
             stride=self.training.images_a_step,
         )
@@ -134,14 +134,14 @@ class Loop:
 
     def _export(self, model: Sam, name: str) -> None:
         """Write `model` for the registry, or what it has beyond the SAM it was made from."""
-        config, path = self.training.config, self.training.config.output / name
+        config, path = self.training.config, self.training.config.run.output / name
         if not self.training.processes.first:
             return
         metadata = {"step": str(self.progress.step)}
-        if config.teacher is not None:
+        if config.teacher.teacher is not None:
             metadata[TEACHER_KEY] = self.progress.identity[TEACHER_KEY]
         with writing(path):
-            if config.freeze == "performance":
+            if config.student.freeze == "performance":
                 save_adapter(model, path, base_sha256=self.progress.identity[BASE_KEY], metadata=metadata)
             else:
                 save_sam(model, path, metadata=metadata)
@@ -190,7 +190,7 @@ class Loop:
         model = self._model()
         if self.training.processes.first:
             samples = [item for item in batch if isinstance(item, Sample)]
-            path = self.training.config.output / "pictures" / f"step_{self.progress.step:08d}.png"
+            path = self.training.config.run.output / "pictures" / f"step_{self.progress.step:08d}.png"
             draw_step(model, samples, path, keep_ratio=model.config.keep_ratio if model.config.routed else None)
 
 
@@ -200,14 +200,16 @@ def train(training: Training, validate: Validate | None, interrupt: Interrupt) -
     ValueError, one line, if data, weights or output do not serve; SystemExit with code 75 where a signal asked to stop.
     """
     config = training.config
-    checkpoints = Checkpoints(config.output, training.processes)
+    checkpoints = Checkpoints(config.run.output, training.processes)
     progress = _progress(training, checkpoints)
-    if config.max_steps is not None and config.max_steps < progress.step:
+    if config.optimizer.max_steps is not None and config.optimizer.max_steps < progress.step:
         raise ValueError(
-            f"max_steps={config.max_steps}: the run in {config.output} has made {progress.step} steps already; name "
-            "more, or another output"
+            f"max_steps={config.optimizer.max_steps}: the run in {config.run.output} has made {progress.step} steps "
+            "already; name more, or another output"
         )
-    log = Log(config.output, writes=training.processes.first, tensorboard=config.tensorboard, step=progress.step)
+    log = Log(
+        config.run.output, writes=training.processes.first, tensorboard=config.run.tensorboard, step=progress.step
+    )
     length = schedule_length(config, len(training.source), training.images_a_step, progress)
     loop = Loop(training, validate, interrupt, log, checkpoints, progress, length)
     if training.processes.first:
@@ -226,9 +228,9 @@ def train(training: Training, validate: Validate | None, interrupt: Interrupt) -
 def schedule_length(config: FinetuneConfig, images: int, images_a_step: int, progress: Progress) -> int:
     """Steps from the first to the end of the schedule. Where a run goes on with another number of images a step, what
     is left of its epochs takes another number of steps."""
-    if config.schedule_steps is not None:
-        return config.schedule_steps
-    return progress.step + max(0, math.ceil((config.epochs * images - progress.samples) / images_a_step))
+    if config.optimizer.schedule_steps is not None:
+        return config.optimizer.schedule_steps
+    return progress.step + max(0, math.ceil((config.optimizer.epochs * images - progress.samples) / images_a_step))
 
 
 def _progress(training: Training, checkpoints: Checkpoints) -> Progress:
@@ -237,16 +239,16 @@ def _progress(training: Training, checkpoints: Checkpoints) -> Progress:
     fresh = Progress(
         identity=run_identity(config, training.source),
         origin=run_origin(config, processes),
-        warmup_samples=config.warmup_steps * training.images_a_step,
+        warmup_samples=config.optimizer.warmup_steps * training.images_a_step,
     )
     there = checkpoints.found()
-    if config.resume == "never" and there:
-        raise ValueError(f"resume=never: {config.output} holds a run; name another output or remove it")
+    if config.run.resume == "never" and there:
+        raise ValueError(f"resume=never: {config.run.output} holds a run; name another output or remove it")
     for name in (MODEL_FILE, BEST_FILE):
-        if not there and (config.output / name).exists():
+        if not there and (config.run.output / name).exists():
             raise ValueError(
-                f"{config.output / name} is there without a run's checkpoints, and would be overwritten; name another "
-                "output, or move it"
+                f"{config.run.output / name} is there without a run's checkpoints, and would be overwritten; name "
+                "another output, or move it"
             )
     found = checkpoints.load_newest(training.state, fresh.identity)
     if found is None:

@@ -110,7 +110,7 @@ class Objective(nn.Module):
                 images,
                 branch_scale=self._branch_scale(samples),
                 features_of=() if target is None else tuple(target.features),
-                with_benefits=self.config.listwise_weight > 0,
+                with_benefits=self.config.losses.listwise_weight > 0,
             )
         losses = []
         for places, encoding in groups:
@@ -135,11 +135,11 @@ class Objective(nn.Module):
                 self.student,
                 samples,
                 embeddings,
-                prompts=self.config.prompts,
-                correction_rounds=self.config.correction_rounds,
-                seed=self.config.seed,
-                point_sample=self.config.point_sample,
-                checkpoint_rounds=self.config.checkpoint_layers,
+                prompts=self.config.prompts.prompts,
+                correction_rounds=self.config.prompts.correction_rounds,
+                seed=self.config.data.seed,
+                point_sample=self.config.prompts.point_sample,
+                checkpoint_rounds=self.config.machine.checkpoint_layers,
             )
         count = max(1.0, plan.masks)
         for name in ("focal", "dice", "iou", "answer_iou"):
@@ -152,12 +152,13 @@ class Objective(nn.Module):
         config = self.config
         final = distillation_loss(encoding.embedding, target.embedding, valid)
         parts["distillation"] += final.cosine.detach() / plan.cells
-        if config.distillation_mse:
+        if config.losses.distillation_mse:
             parts["distillation_mse"] += final.mse.detach() / plan.cells
         share = final.tokens / plan.cells
         for name in ("low_cosine", "norm_ratio"):
             parts[name] += getattr(final, name) * share
-        loss = config.distillation_weight * final.cosine + config.distillation_mse * final.mse
+        losses = config.losses
+        loss = losses.distillation_weight * final.cosine + losses.distillation_mse * final.mse
         for layer, feature in target.features.items():
             ours = encoding.features[layer].permute(0, 3, 1, 2)  # (B, C, Gh, Gw), perhaps less than the square
             rows, cols = ours.shape[-2:]
@@ -165,7 +166,7 @@ class Objective(nn.Module):
             tokens = valid[:, :: self.student.config.enlarge, :: self.student.config.enlarge]
             between = distillation_loss(ours, theirs, tokens[:, :rows, :cols])
             parts[f"distillation_{layer}"] += between.cosine.detach() / plan.cells
-            loss = loss + config.distillation_layers * between.cosine / len(target.features)
+            loss = loss + config.losses.distillation_layers * between.cosine / len(target.features)
         return loss / plan.cells
 
     def _listwise(self, encoding: Encoding, valid: Tensor, plan: StepPlan, parts: dict[str, Tensor]) -> list[Tensor]:
@@ -174,23 +175,24 @@ class Objective(nn.Module):
         for layer, benefits in encoding.benefits.items():
             apart = listwise_loss(encoding.logits[layer], benefits, valid, encoding.layout) / plan.cells
             parts[f"listwise_{layer}"] += apart.detach()
-            losses.append(self.config.listwise_weight * apart)
+            losses.append(self.config.losses.listwise_weight * apart)
         return losses
 
     def _branch_scale(self, samples: list[Sample]) -> Tensor | None:
         """Drop path: factors (B, layers, 2) on the updates, 0 or 1 / chance of staying, drawn for each image."""
         config, layers = self.config, self.student.config.layers
-        if not config.drop_path:
+        if not config.optimizer.drop_path:
             return None
-        stays = 1 - np.linspace(0, config.drop_path, layers)[:, None]
+        stays = 1 - np.linspace(0, config.optimizer.drop_path, layers)[:, None]
         drawn = [
-            np.random.default_rng([config.seed, sample.epoch, sample.image_id, DROP_PATH]).random((layers, 2)) < stays
+            np.random.default_rng([config.data.seed, sample.epoch, sample.image_id, DROP_PATH]).random((layers, 2))
+            < stays
             for sample in samples
         ]
         return torch.tensor(np.stack(drawn) / stays, dtype=torch.float32, device=self.student.device)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.config.precision == "bf16":
+        if self.config.machine.precision == "bf16":
             return torch.autocast(self.student.device.type, dtype=torch.bfloat16)
         return nullcontext()
 

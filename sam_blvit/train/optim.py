@@ -42,7 +42,7 @@ def optimizer_for(sam: Sam, config: FinetuneConfig) -> torch.optim.AdamW:
         if parameter.requires_grad:
             decayed = parameter.dim() > 1 and not any(part in name for part in UNDECAYED)
             rate = _learning_rate(name, config, sam.config.layers)
-            groups.setdefault((rate, config.weight_decay if decayed else 0.0), []).append(parameter)
+            groups.setdefault((rate, config.optimizer.weight_decay if decayed else 0.0), []).append(parameter)
     if not groups:
         raise ValueError("every learning rate is 0: there is nothing to train")
     optimizer = torch.optim.AdamW(
@@ -70,18 +70,22 @@ def _begin_moments(optimizer: torch.optim.AdamW) -> None:
 
 
 def _learning_rate(name: str, config: FinetuneConfig, layers: int) -> float:
+    optimizer = config.optimizer
+    if is_big_little(name):
+        return optimizer.lr
+    if config.student.freeze != "none" or (
+        optimizer.frozen_layers and _depth(name, layers + 1) <= optimizer.frozen_layers
+    ):
+        return 0.0
     rates = {
-        "image_encoder": config.encoder_lr,
-        "mask_decoder": config.decoder_lr,
-        "prompt_encoder": config.prompt_lr,
+        "image_encoder": optimizer.encoder_lr,
+        "mask_decoder": optimizer.decoder_lr,
+        "prompt_encoder": optimizer.prompt_lr,
     }
-    rate = config.lr if is_big_little(name) else rates[name.split(".")[0]] if config.freeze == "none" else 0.0
-    if config.neck_lr is not None and config.freeze == "none" and name.startswith(NECK):
-        rate = config.neck_lr
-    if not is_big_little(name) and config.frozen_layers and _depth(name, layers + 1) <= config.frozen_layers:
-        rate = 0.0
-    assert rate is not None, "the config fills what it was not given from its preset"
-    return rate * (1.0 if is_big_little(name) else config.layer_decay ** (layers - _depth(name, layers)))
+    rate = rates[name.split(".")[0]]
+    if optimizer.neck_lr is not None and name.startswith(NECK):
+        rate = optimizer.neck_lr
+    return rate * optimizer.layer_decay ** (layers - _depth(name, layers))
 
 
 def _depth(name: str, layers: int) -> int:

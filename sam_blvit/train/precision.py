@@ -6,14 +6,14 @@ import os
 from dataclasses import replace
 from typing import TypeVar
 
-from sam_blvit.config import TeacherConfig
+from sam_blvit.config import MachineConfig
 from sam_blvit.distributed import multiplies_bfloat16, pick_device
 from sam_blvit.measure.latency import device_name
 
-AnyTeacherConfig = TypeVar("AnyTeacherConfig", bound=TeacherConfig)
+AnyMachineConfig = TypeVar("AnyMachineConfig", bound=MachineConfig)
 
 
-def with_precision(config: AnyTeacherConfig) -> AnyTeacherConfig:
+def with_precision(config: AnyMachineConfig) -> AnyMachineConfig:
     """`config` with bf16 or fp32 for a precision of auto, printed by the first process of a run."""
     if config.precision != "auto":
         return config

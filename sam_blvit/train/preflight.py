@@ -62,8 +62,8 @@ def preflight(training: Training) -> dict[str, Any]:
         print(_told(report))
     if needed > free:
         raise ValueError(
-            f"output {config.output}: checkpoints want {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB free; "
-            "name another output"
+            f"output {config.run.output}: checkpoints want {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB "
+            "free; name another output"
         )
     return report
 
@@ -72,11 +72,11 @@ def dry_run_data(training: Training) -> dict[str, float]:
     """Read batches without learning, then learn from some, and print images a second of a worker and what share of a
     step waits for data; what was printed."""
     config = training.config
-    workers = max(1, config.workers)
+    workers = max(1, config.machine.workers)
     start = time.perf_counter()
     with training.batches(start=0, steps=READ) as batches:
         silent = None if training.processes.first else True
-        shown = tqdm(batches, total=READ * config.accumulate, unit="batch", desc="reading", disable=silent)
+        shown = tqdm(batches, total=READ * config.optimizer.accumulate, unit="batch", desc="reading", disable=silent)
         read = sum(len(batch) for batch in shown)
     reading = time.perf_counter() - start
     waited, spent = _learning(training)
@@ -101,7 +101,7 @@ def _learning(training: Training) -> tuple[float, float]:
     with training.batches(start=0, steps=MEASURED + 1) as batches:
         for step in range(MEASURED + 1):
             start = time.perf_counter()
-            mine = [next(batches) for _ in range(training.config.accumulate)]
+            mine = [next(batches) for _ in range(training.config.optimizer.accumulate)]
             waited = time.perf_counter() - start
             training.stepper.step(mine, training.stepper.plan(training.stepper.count(mine), step=step))
             _synchronize(training)
@@ -111,7 +111,7 @@ def _learning(training: Training) -> tuple[float, float]:
 
 def _looked_at(training: Training) -> dict[str, Any]:
     start = time.perf_counter()
-    items = some_of(training.dataset, LOOKED_AT, seed=training.config.seed)
+    items = some_of(training.dataset, LOOKED_AT, seed=training.config.data.seed)
     seconds, count = time.perf_counter() - start, len(items)
     damaged = [item.reason for item in items if isinstance(item, Damaged)]
     if len(damaged) > max(1, MAX_BAD_SHARE * len(training.dataset)):
@@ -133,7 +133,7 @@ def _measured(training: Training, keep_ratio: float) -> dict[str, float]:
         mine = list(batches)
     if not any(isinstance(item, Sample) for batch in mine for item in batch):
         raise ValueError("no photograph of the first step can be used; mend the data")
-    plan = replace(stepper.plan(stepper.count(mine), step=training.config.kd_only_steps), keep_ratio=keep_ratio)
+    plan = replace(stepper.plan(stepper.count(mine), step=training.config.losses.kd_only_steps), keep_ratio=keep_ratio)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     times = []
@@ -157,18 +157,18 @@ def _flop_an_image(training: Training, keep_ratio: float) -> float:
     training.student.image_encoder.keep_ratio = keep_ratio
     encoder, _ = sam_macs(training.student)
     macs = PASSES * encoder.full
-    if training.teacher is not None and training.config.teacher_cache is None:
+    if training.teacher is not None and training.config.teacher.teacher_cache is None:
         macs += sam_macs(training.teacher)[0].full
     return FLOP_PER_MAC * macs
 
 
 def _keep_ratios(training: Training) -> Sequence[float]:
     routed = training.student.config.routed
-    return sorted(set(training.config.keep_ratios or ())) if routed else [1.0]
+    return sorted(set(training.config.student.keep_ratios)) if routed else [1.0]
 
 
 def _share(training: Training, keep_ratio: float) -> float:
-    ratios = training.config.keep_ratios or ()
+    ratios = training.config.student.keep_ratios
     return ratios.count(keep_ratio) / len(ratios) if training.student.config.routed else 1.0
 
 
@@ -184,10 +184,10 @@ def _disk(training: Training) -> tuple[int, int]:
     """Bytes that checkpoints and models of the run take at most, and bytes that are free."""
     model = sum(value.numel() * value.element_size() for value in training.student.parameters())
     trained = sum(value.numel() * value.element_size() for value in training.stepper.parameters)
-    average = trained if training.config.ema else 0
+    average = trained if training.config.optimizer.ema else 0
     checkpoint = model + 2 * trained + average  # AdamW keeps two moments
     needed = (KEPT + 2) * checkpoint + 2 * model  # besides those kept the best, and one in writing
-    return needed, shutil.disk_usage(training.config.output).free
+    return needed, shutil.disk_usage(training.config.run.output).free
 
 
 def _synchronize(training: Training) -> None:

@@ -47,48 +47,46 @@ class Training:
     @property
     def images_a_step(self) -> int:
         """Photographs of a step, over all processes and accumulated batches."""
-        assert self.config.batch_size is not None
-        return self.config.batch_size * self.config.accumulate * self.processes.count
+        return self.config.machine.batch_size * self.config.optimizer.accumulate * self.processes.count
 
     def batches(self, *, start: int, steps: int) -> AbstractContextManager[Iterator[Batch]]:
         """This process's batches of `steps` steps from sample `start` on, read while the context lasts."""
-        assert self.config.batch_size is not None
         order = Batches(
             len(self.dataset),
-            batch_size=self.config.batch_size,
+            batch_size=self.config.machine.batch_size,
             start=start,
-            batches=steps * self.config.accumulate,
-            seed=self.config.seed,
+            batches=steps * self.config.optimizer.accumulate,
+            seed=self.config.data.seed,
             processes=self.processes,
         )
-        return batches_of(self.dataset, order, self.config.workers)
+        return batches_of(self.dataset, order, self.config.machine.workers)
 
 
 def prepare(config: FinetuneConfig, source: Source, processes: Processes, *, warm: bool) -> Training:
     """The run that `config` describes on `source`, at its start. `warm`: do its warm start, if it has one."""
-    torch.manual_seed(config.seed)  # fresh weights; nothing after this draws from a global generator
-    device = pick_device(config.device)
+    torch.manual_seed(config.data.seed)  # fresh weights; nothing after this draws from a global generator
+    device = pick_device(config.machine.device)
     student, teacher = load_student_and_teacher(config)
-    if config.listwise_weight and student.config.router != "learned":  # of the file; else the config refuses
+    if config.losses.listwise_weight and not student.config.router_learns:  # of the file; else the config refuses
         raise ValueError(
-            f"listwise_weight={config.listwise_weight}: no effect, {config.checkpoint} was saved with "
+            f"listwise_weight={config.losses.listwise_weight}: no effect, {config.student.checkpoint} was saved with "
             f"router={student.config.router}; leave it out, or add --options router=learned"
         )
     student.to(device).train()
     dataset = _dataset(config, source, student, teacher)
-    if warm and config.warm_start == "layerwise":
+    if warm and config.student.warm_start == "layerwise":
         _warm_start(student, dataset, config, processes)
     encoder = student.image_encoder
-    encoder.checkpoint_layers = config.checkpoint_layers
-    if config.compile:
+    encoder.checkpoint_layers = config.machine.checkpoint_layers
+    if config.machine.compile:
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = RECOMPILES
         for block in encoder.blocks:
             block.compile()
     freeze(student, config)
     objective = Objective(student, teacher_for(config, student, teacher, source, device), config)
-    parallel = wrapped(objective, config.sharding, processes)
+    parallel = wrapped(objective, config.machine.sharding, processes)
     optimizer = optimizer_for(student, config)
-    average = MovingAverage(student, config.ema) if config.ema else None
+    average = MovingAverage(student, config.optimizer.ema) if config.optimizer.ema else None
     stepper = Stepper(parallel, optimizer, config, processes, device, average)
     return Training(
         config=config,
@@ -106,17 +104,16 @@ def prepare(config: FinetuneConfig, source: Source, processes: Processes, *, war
 def _dataset(
     config: FinetuneConfig, source: Source, student: Sam, teacher: Sam | ExportedSam | None
 ) -> TrainingSamples:
-    assert config.masks_per_image is not None
     side = student.config.image_size
-    teachers = side if teacher is None or config.teacher_cache is not None else teacher.image_encoder.img_size
+    teachers = side if teacher is None or config.teacher.teacher_cache is not None else teacher.image_encoder.img_size
     return TrainingSamples(
         source,
         image_size=side,
-        mask_side=config.mask_side or side,
+        mask_side=config.prompts.mask_side or side,
         masks_per_image=config.masks_per_image,
-        smallest_crop=config.smallest_crop,
-        mirrored=0.5 if config.flip else 0.0,
-        seed=config.seed,
+        smallest_crop=config.prompts.smallest_crop,
+        mirrored=0.5 if config.prompts.flip else 0.0,
+        seed=config.data.seed,
         teacher_size=None if teachers == side else teachers,
     )
 
@@ -129,11 +126,17 @@ def some_of(dataset: TrainingSamples, count: int, *, seed: int) -> list[Sample |
 
 def _warm_start(student: Sam, dataset: TrainingSamples, config: FinetuneConfig, processes: Processes) -> None:
     """Every process does the same, so that none waits; what the first came to counts."""
-    assert config.batch_size is not None
-    samples = some_of(dataset, config.warm_start_images, seed=config.seed)
+    samples = some_of(dataset, config.student.warm_start_images, seed=config.data.seed)
     say = print if processes.first else lambda _: None
     images = [sample.image for sample in samples if isinstance(sample, Sample)]
-    options = {"steps": config.warm_start_steps, "batch_size": config.batch_size, "seed": config.seed}
-    warm_start(student, images, precision=config.precision, say=say, **options)
+    warm_start(
+        student,
+        images,
+        steps=config.student.warm_start_steps,
+        batch_size=config.machine.batch_size,
+        seed=config.data.seed,
+        precision=config.machine.precision,
+        say=say,
+    )
     for parameter in student.parameters():
         processes.from_first(parameter.data)

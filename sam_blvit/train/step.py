@@ -79,7 +79,9 @@ class Stepper:
             cells=max(1.0, total[1]),
             damaged=total[2],
             asked_to_stop=total[3] > 0,
-            encodings=max(self.processes.gathered(self._shapes(batches))) if self.config.sharding == "fsdp" else 0,
+            encodings=max(self.processes.gathered(self._shapes(batches)))
+            if self.config.machine.sharding == "fsdp"
+            else 0,
         )
 
     def _shapes(self, batches: Sequence[Batch]) -> int:
@@ -96,7 +98,7 @@ class Stepper:
             cells=counts.cells,
             processes=self.processes.count,
             encodings=counts.encodings,
-            with_masks=step >= self.config.kd_only_steps,
+            with_masks=step >= self.config.losses.kd_only_steps,
             with_health=with_health,
         )
 
@@ -108,7 +110,7 @@ class Stepper:
         if not plan.with_masks:
             for parameter in self.student.mask_decoder.parameters():
                 parameter.grad = None  # idle: neither weight decay nor moments of nothing
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if norm.isfinite():
             self.optimizer.step()
@@ -147,6 +149,6 @@ class Stepper:
 
 def keep_ratio_of(step: int, config: FinetuneConfig, model: ModelConfig) -> float:
     """The keep ratio of `step`, drawn from the config's set by (seed, step): the same in every process."""
-    if not model.routed or config.keep_ratios is None:
+    if not model.routed:
         return 1.0
-    return float(np.random.default_rng([config.seed, step]).choice(config.keep_ratios))
+    return float(np.random.default_rng([config.data.seed, step]).choice(config.student.keep_ratios))

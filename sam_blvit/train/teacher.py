@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_blvit.checkpoint import build_from_registry, read_metadata, sam_model_registry
-from sam_blvit.config import MODELS, PATCH_SIZE, SAME, FinetuneConfig, ModelConfig, TeacherConfig, model_config
+from sam_blvit.config import MODELS, PATCH_SIZE, SAME, CacheConfig, FinetuneConfig, ModelConfig, model_config
 from sam_blvit.data.samples import Sample
 from sam_blvit.data.sources import Source
 from sam_blvit.exported.encoder import ExportedEncoder
@@ -114,24 +114,24 @@ def teacher_for(
 ) -> Teacher | None:
     """The teacher of a run on `source`: from its cache if `config` names one, else `teacher` itself on `device`; None
     without a teacher. ValueError, one line, if the cache does not fit."""
-    if config.teacher_cache is not None and config.teacher is not None:
+    if config.teacher.teacher_cache is not None and config.teacher.teacher is not None:
         opened = partial(
             KeptEmbeddings.open,
-            teacher_sha256=file_sha256(config.teacher),
+            teacher_sha256=file_sha256(config.teacher.teacher),
             image_size=teacher_size(config, student.config),
             grid=student.config.embedding_grid,
             image_ids=source.image_ids,
         )
-        mirrored = config.mirrored_cache
+        mirrored = config.teacher.mirrored_cache
         return CachedTeacher(
-            opened(config.teacher_cache), None if mirrored is None else opened(mirrored, mirrored=True)
+            opened(config.teacher.teacher_cache), None if mirrored is None else opened(mirrored, mirrored=True)
         )
     if teacher is None:
         return None
     between: tuple[int, ...] = ()
-    if config.distillation_layers and isinstance(teacher, Sam):
+    if config.losses.distillation_layers and isinstance(teacher, Sam):
         between = teacher.config.global_layers[:-1]
-    return LiveTeacher(teacher.to(device), precision=config.precision, features_of=between)
+    return LiveTeacher(teacher.to(device), precision=config.machine.precision, features_of=between)
 
 
 def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | ExportedSam | None]:
@@ -139,24 +139,25 @@ def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | Exporte
 
     ValueError, one line, where teacher and student do not belong together.
     """
-    overrides = config.model_overrides
-    model = model_config(config.model, **overrides)
-    if config.teacher is None and config.checkpoint is None:
+    path, checkpoint = config.teacher.teacher, config.student.checkpoint
+    name, base, overrides = config.student.model, config.student.base, config.student.overrides
+    model = model_config(name, **overrides)
+    if path is None and checkpoint is None:
         return build_sam(model), None
-    if config.teacher is None:
-        return build_from_registry(config.model, config.checkpoint, base=config.base, **overrides), None
-    if config.checkpoint is None and is_exported(config.teacher):
-        student = sam_model_registry[config.model](**overrides)  # its encoder is untrained, a warning says
+    if path is None:
+        return build_from_registry(name, checkpoint, base=base, **overrides), None
+    if checkpoint is None and is_exported(path):
+        student = sam_model_registry[name](**overrides)  # its encoder is untrained, a warning says
         teacher = load_teacher(config, student.config)
         _take_decoder(student, teacher, config)
         return student, teacher
-    if config.checkpoint is None and not _same_size(model, model_config(teacher_model(config))):
+    if checkpoint is None and not _same_size(model, model_config(teacher_model(config))):
         return _inheriting(config, model)
-    start = config.checkpoint or config.teacher
-    student = build_from_registry(config.model, start, base=config.base, **overrides)
+    start = checkpoint or path
+    student = build_from_registry(name, start, base=base, **overrides)
     teacher = load_teacher(config, student.config)
     _check_features(student, teacher, config)
-    if read_metadata(start).get(TEACHER_KEY) != file_sha256(config.teacher):  # else it is a student of that teacher
+    if read_metadata(start).get(TEACHER_KEY) != file_sha256(path):  # else it is a student of that teacher
         if isinstance(teacher, Sam) and _same_size(student.config, teacher.config):
             _check_same_decoder(student, teacher, config)
         elif not _same_decoder(student, teacher):
@@ -173,58 +174,58 @@ def _inheriting(config: FinetuneConfig, model: ModelConfig) -> tuple[Sam, Sam]:
     inherit(student, teacher)
     fresh = "; its routers and efficiency blocks are fresh" if model.routed else ""
     warnings.warn(
-        f"{config.model} starts with evenly spaced channels of the first layers of teacher {config.teacher} "
-        f"({teacher.config.name}){fresh}",
+        f"{config.student.model} starts with evenly spaced channels of the first layers of teacher "
+        f"{config.teacher.teacher} ({teacher.config.name}){fresh}",
         stacklevel=3,
     )
     _take_decoder(student, teacher, config)
     return student, teacher
 
 
-def load_teacher(config: TeacherConfig, student: ModelConfig) -> Sam | ExportedSam:
+def load_teacher(config: FinetuneConfig | CacheConfig, student: ModelConfig) -> Sam | ExportedSam:
     """The teacher that `config` names, for images of its own size.
 
     Raises:
         ValueError: if its embedding cannot have the grid of `student`'s.
     """
-    assert config.teacher is not None
-    if not is_exported(config.teacher):
-        return build_from_registry(teacher_model(config), config.teacher, image_size=teacher_size(config, student))
-    teacher = load_exported(config.teacher, config.teacher_decoder)
+    path = config.teacher.required()
+    if not is_exported(path):
+        return build_from_registry(teacher_model(config), path, image_size=teacher_size(config, student))
+    teacher = load_exported(path, config.teacher.teacher_decoder)
     grid = teacher.image_encoder.embedding_grid
     if grid != student.embedding_grid:
         raise ValueError(
-            f"teacher {config.teacher} has an embedding of {grid} x {grid} cells, {student.name} at "
+            f"teacher {path} has an embedding of {grid} x {grid} cells, {student.name} at "
             f"image_size={student.image_size} one of {student.embedding_grid} x {student.embedding_grid}; take "
             f"image_size={grid * student.cell}, or --options enlarge=N"
         )
     return teacher
 
 
-def is_exported(teacher: Path | None) -> bool:
+def is_exported(teacher: Path) -> bool:
     """Whether `teacher` is an ONNX file."""
-    return teacher is not None and teacher.suffix == ONNX
+    return teacher.suffix == ONNX
 
 
-def teacher_size(config: TeacherConfig, student: ModelConfig) -> int:
+def teacher_size(config: FinetuneConfig | CacheConfig, student: ModelConfig) -> int:
     """Longest side of the teacher's input, pixels: that at which its embedding has the grid of `student`'s."""
-    assert config.teacher is not None
-    if is_exported(config.teacher):
-        return ExportedEncoder(config.teacher).img_size
+    path = config.teacher.required()
+    if is_exported(path):
+        return ExportedEncoder(path).img_size
     return student.embedding_grid * PATCH_SIZE // model_config(teacher_model(config)).enlarge
 
 
-def teacher_model(config: TeacherConfig) -> str:
+def teacher_model(config: FinetuneConfig | CacheConfig) -> str:
     """What the teacher is called: its registry name, where same stands for the dense model of the size of the
     registry's student; or the name of its file, if it is exported."""
-    if is_exported(config.teacher):
-        assert config.teacher is not None
-        return config.teacher.name
-    if config.teacher_model != SAME:
-        return config.teacher_model
-    student = model_config(config.model)
+    path = config.teacher.teacher
+    if path is not None and is_exported(path):
+        return path.name
+    if config.teacher.teacher_model != SAME:
+        return config.teacher.teacher_model
+    student = model_config(config.student.model)
     if not student.routed:
-        return config.model
+        return config.student.model
     return next(name for name, other in MODELS.items() if not other.routed and _same_size(student, other))
 
 
@@ -234,9 +235,10 @@ def _same_size(one: ModelConfig, other: ModelConfig) -> bool:
 
 def _check_features(student: Sam, teacher: Sam | ExportedSam, config: FinetuneConfig) -> None:
     """A teacher of another size has no tokens to compare with."""
-    if config.distillation_layers and isinstance(teacher, Sam) and not _same_size(student.config, teacher.config):
+    weight = config.losses.distillation_layers
+    if weight and isinstance(teacher, Sam) and not _same_size(student.config, teacher.config):
         raise ValueError(
-            f"distillation_layers={config.distillation_layers}: tokens of {teacher.config.name} have another size than "
+            f"distillation_layers={weight}: tokens of {teacher.config.name} have another size than "
             "those of the student; leave it out, or name a teacher of the student's size"
         )
 
@@ -246,8 +248,8 @@ def _check_same_decoder(student: Sam, teacher: Sam, config: FinetuneConfig) -> N
     for name, value in student.state_dict().items():
         if not name.startswith(ENCODER) and not torch.equal(value, theirs[name]):
             raise ValueError(
-                f"{config.checkpoint} has another prompt encoder or mask decoder than teacher {config.teacher} "
-                f"({name} differs); start from the teacher's checkpoint"
+                f"{config.student.checkpoint} has another prompt encoder or mask decoder than teacher "
+                f"{config.teacher.teacher} ({name} differs); start from the teacher's checkpoint"
             )
 
 
@@ -261,17 +263,19 @@ def _same_decoder(student: Sam, teacher: Sam | ExportedSam) -> bool:
 
 def _take_decoder(student: Sam, teacher: Sam | ExportedSam, config: FinetuneConfig) -> None:
     """Give `student` the teacher's prompt encoder and mask decoder, saying so."""
-    if config.freeze != "none":
+    if config.student.freeze != "none":
         raise ValueError(
-            f"freeze={config.freeze} keeps the SAM inside as it is, decoder and all, but teacher {config.teacher} "
-            f"({teacher_model(config)}) brings its own; leave out freeze, or name a teacher of the student's size"
+            f"freeze={config.student.freeze} keeps the SAM inside as it is, decoder and all, but teacher "
+            f"{config.teacher.teacher} ({teacher_model(config)}) brings its own; leave out freeze, or name a "
+            "teacher of the student's size"
         )
     theirs = {name: value for name, value in teacher.state_dict().items() if not name.startswith(ENCODER)}
     student.load_state_dict(theirs, strict=False)  # all but the encoder
     message = (
-        f"{config.model} takes prompt encoder and mask decoder of teacher {config.teacher} ({teacher_model(config)})"
+        f"{config.student.model} takes prompt encoder and mask decoder of teacher {config.teacher.teacher} "
+        f"({teacher_model(config)})"
     )
-    if not config.kd_only_steps:
+    if not config.losses.kd_only_steps:
         message += (
             ", with which its own features do not fit yet; distillation alone at the start is advised, "
             "kd_only_steps of 5 % of the steps"
