@@ -23,7 +23,7 @@ from sam_blvit.model.benefit import benefits_in
 from sam_blvit.model.big_little import BigLittleLayer
 from sam_blvit.model.blocks import PerformanceBlock
 from sam_blvit.model.layers import build_layer, init_layer
-from sam_blvit.model.neck import Enlargement, Lateral, Neck, pad_embedding
+from sam_blvit.model.neck import Enlargement, Lateral, build_neck, pad_embedding
 from sam_blvit.model.router import Routing
 from sam_blvit.model.variants import ROUTERS, route
 from sam_blvit.model.windows import Scope, WindowLayout, both_scopes
@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
         self.routers = nn.ModuleDict(
             {str(layer - 1): ROUTERS[config.router](config.dim) for layer in config.routers_after}
         )
-        self.neck = Neck(config.dim)
+        self.neck = build_neck(config.dim)
         self.laterals = nn.ModuleDict({str(layer - 1): Lateral(config.dim) for layer in config.neck_layers})
         self.enlarge = Enlargement(config.enlarge) if config.enlarge > 1 else None
         if config.routed:

@@ -26,15 +26,7 @@ class NeckNorm(LayerNorm2d):
 
 
 class Neck(nn.Sequential):
-    """SAM's neck under SAM's parameter names, for `dim` channels. It can also read tokens of earlier layers."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(
-            nn.Conv2d(dim, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
-            NeckNorm(EMBEDDING_CHANNELS),
-            nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
-            NeckNorm(EMBEDDING_CHANNELS),
-        )
+    """SAM's neck under SAM's parameter names. It can also read tokens of earlier layers."""
 
     def forward(self, x: Tensor, *laterals: Tensor) -> Tensor:
         """(B, C, Gh, Gw) -> (B, 256, Gh, Gw); `laterals` (B, 256, Gh, Gw) are added after the first step."""
@@ -45,6 +37,16 @@ class Neck(nn.Sequential):
         for step in rest:
             x = step(x)
         return x
+
+
+def build_neck(dim: int) -> Neck:
+    """A neck for `dim` channels. Not `Neck`'s constructor: slices of an `nn.Sequential` call that with modules."""
+    return Neck(
+        nn.Conv2d(dim, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
+        NeckNorm(EMBEDDING_CHANNELS),
+        nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
+        NeckNorm(EMBEDDING_CHANNELS),
+    )
 
 
 class Lateral(nn.Sequential):
