@@ -1,4 +1,4 @@
-"""How close masks stay to plain float32 attention, for every other way to attend, in both precisions.
+"""How close masks stay to plain float32 attention, for every other attention backend, in both precisions.
 
 $ python benchmarks/attention_masks.py instances.json IMAGES [NUMBER_OF_IMAGES]
 
@@ -19,11 +19,11 @@ from sam_blvit.data.images import read_image
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.data.prompts import corners
 from sam_blvit.evaluate.photographs import by_image
-from sam_blvit.model.attend import WAYS, attention_way
+from sam_blvit.model.attention_backends import BACKENDS, attention_backend
 from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor
 
-CPU_WAYS = [way for way in WAYS if way != "flex"]
+CPU_BACKENDS = [backend for backend in BACKENDS if backend != "flex"]
 
 
 def masks_of(sam: Sam, images: Sequence[ImageFile], instances: Sequence[Instance]) -> list[NDArray[np.bool_]]:
@@ -54,14 +54,15 @@ def main(annotations: Path, root: Path, number: int) -> None:
     of_image = by_image([instance for instance in dataset.instances if not instance.crowd])
     images = find_images([dataset.records[image_id] for image_id in of_image][:number], root)
     boxes = [instance for image in images for instance in of_image[image.image_id]]
-    with attention_way("eager"):
+    with attention_backend("eager"):
         reference = masks_of(sam_model_registry["blvit_tiny"](), images, boxes)
-    print(f"{len(images)} images, {len(boxes)} objects\n\n| way | mean IoU | lowest | below 0.95 |\n|---|---|---|---|")
+    print(f"{len(images)} images, {len(boxes)} objects\n")
+    print("| backend | mean IoU | lowest | below 0.95 |\n|---|---|---|---|")
     for dtype in ("float32", "bfloat16"):
         sam = sam_model_registry["blvit_tiny"](compute_dtype=dtype)
-        for way in CPU_WAYS:
-            with attention_way(way):
-                print(line(f"{dtype}, {way}", masks_of(sam, images, boxes), reference), flush=True)
+        for backend in CPU_BACKENDS:
+            with attention_backend(backend):
+                print(line(f"{dtype}, {backend}", masks_of(sam, images, boxes), reference), flush=True)
         compile_encoder(sam.image_encoder)
         print(line(f"{dtype}, compiled", masks_of(sam, images, boxes), reference), flush=True)
 

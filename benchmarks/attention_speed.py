@@ -1,4 +1,4 @@
-"""Milliseconds of every way to attend, at the shapes of blvit_b_t and vit_b, side by side: what `quickest_way` is by.
+"""Milliseconds of every attention backend at the shapes of blvit_b_t and vit_b; `fastest_backend` follows them.
 
 $ python benchmarks/attention_speed.py [cpu|cuda]
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.measure.latency import now, processor
-from sam_blvit.model.attend import WAYS, attend, attention_way, quickest_way
+from sam_blvit.model.attention_backends import BACKENDS, attend, attention_backend, fastest_backend
 from sam_blvit.model.windows import TokenGrid
 
 TURNS = 9
@@ -49,19 +49,19 @@ def asked(
 
 @torch.no_grad()
 def medians(name: str, dtype: torch.dtype, device: torch.device) -> tuple[str, dict[str, float]]:
-    """The way that would be taken, and milliseconds of each."""
+    """The backend that would be taken, and milliseconds of each."""
     given = asked(name, dtype, device)
-    ways = [way for way in WAYS if way != ("tiles" if device.type == "cuda" else "flex")]
-    spent: dict[str, list[float]] = {way: [] for way in ways}
+    backends = [backend for backend in BACKENDS if backend != ("tiles" if device.type == "cuda" else "flex")]
+    spent: dict[str, list[float]] = {backend: [] for backend in backends}
     for turn in range(TURNS + 1):
-        for way in ways:
-            with attention_way(way):
+        for backend in backends:
+            with attention_backend(backend):
                 start = now(device)
                 attend(*given)
                 if turn:
-                    spent[way].append(now(device) - start)
-    chosen = quickest_way(given[0], keys=given[1].shape[2], trained=False)
-    return chosen, {way: statistics.median(times) for way, times in spent.items()}
+                    spent[backend].append(now(device) - start)
+    chosen = fastest_backend(given[0], keys=given[1].shape[2], trained=False)
+    return chosen, {backend: statistics.median(times) for backend, times in spent.items()}
 
 
 def main(device: torch.device) -> None:
@@ -77,7 +77,7 @@ def main(device: torch.device) -> None:
             if header is None:
                 header = f"\n| {str(dtype).removeprefix('torch.')} | {' | '.join(spent)} |"
                 print(header, "|---" * (len(spent) + 1) + "|", sep="\n")
-            cells = [f"{spent[way]:.1f}{' *' if way == chosen else ''}" for way in spent]
+            cells = [f"{spent[backend]:.1f}{' *' if backend == chosen else ''}" for backend in spent]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -46,8 +46,9 @@ from sam_blvit.files import write_atomically
 from sam_blvit.measure.latency import processor
 from sam_blvit.measure.mode import measuring
 from sam_blvit.model.encoder import Encoding, ImageEncoder
-from sam_blvit.model.router import RandomRouter, choose
+from sam_blvit.model.router import choose
 from sam_blvit.model.sam import PhotographEncoding, Sam
+from sam_blvit.model.variants import RandomRouter
 from sam_blvit.model.windows import WindowLayout, WindowScope
 from sam_blvit.train.setup import some_of
 from sam_blvit.train.warm_start import warm_start

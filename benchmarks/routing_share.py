@@ -19,17 +19,17 @@ import torch
 from sam_blvit import sam_model_registry
 from sam_blvit.allocator import tune_allocator
 from sam_blvit.measure.latency import now, processor
-from sam_blvit.model import attention, blocks, encoder, router, windows
+from sam_blvit.model import attention, big_little, encoder, router, windows
 from sam_blvit.model.encoder import ImageEncoder
 
 TURNS = 9
 PARTS = {
     "scores": [(router.TokenRouter, "forward")],
-    "choice of primary tokens": [(encoder, "choose")],
-    "gather": [(attention, "take_tokens"), (blocks, "take_tokens")],
+    "choice of primary tokens": [(encoder, "route")],
+    "gather": [(attention, "take_tokens"), (big_little, "take_tokens")],
     "positions of the chosen": [(attention, "_take_own"), (windows.WindowLayout, "tokens_of")],
-    "score scaling": [(blocks.Block, "_gated")],
-    "scatter": [(blocks, "add_tokens")],
+    "score scaling": [(big_little.BigLittleLayer, "_gated")],
+    "scatter": [(big_little, "add_tokens")],
 }
 """Parts of routing, and the functions that are each."""
 

@@ -179,14 +179,14 @@ def test_memory_does_not_grow_with_the_number_of_prompts(
     sam: Sam, embedding: Tensor, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * module._bytes_of_a_prompt(embedding, 12))
-    attend = module._attend
+    attend = module.run_transformer
     largest: list[int] = []
 
     def spy(decoder: nn.Module, *given: Tensor) -> tuple[Tensor, Tensor]:
         largest.append(max(len(value) for value in given))
         return attend(decoder, *given)
 
-    monkeypatch.setattr(module, "_attend", spy)
+    monkeypatch.setattr(module, "run_transformer", spy)
     for prompts in (8, 40):
         largest.clear()
         prompt = {"points": points(1, prompts), **({"masks": masks(prompts)} if kind == "masks" else {})}
@@ -243,14 +243,14 @@ def test_only_masks_above_the_least_predicted_iou_are_made(
     logits, predicted = decode(sam, embedding, points=prompt, multimask_output=True)
     least = predicted.amax(dim=1).median().item()  # half of the prompts have none
     made = 0
-    draw = module._logits
+    draw = module.mask_logits
 
     def spy(decoder: Any, tokens: Tensor, *rest: Any) -> Tensor:
         nonlocal made
         made += len(tokens)
         return draw(decoder, tokens, *rest)
 
-    monkeypatch.setattr(module, "_logits", spy)
+    monkeypatch.setattr(module, "mask_logits", spy)
     found, their_iou, above = decode_above(sam, embedding, prompt, least)
     assert torch.equal(above, predicted > least)
     assert_close((found, their_iou), (logits[above], predicted[above]))
@@ -384,7 +384,7 @@ def test_an_embedding_that_is_no_square_runs_sams_own_forward(
 def test_prompts_of_different_numbers_are_refused(
     sam: Sam, embedding: Tensor, refused: Any, prompt: dict[str, Any], numbers: str
 ) -> None:
-    with refused(ValueError, f"prompts of different numbers: {numbers}; each wants one of every kind"):
+    with refused(ValueError, f"prompts of different numbers: {numbers}; give one of every kind for each prompt"):
         decode(sam, embedding, **prompt, multimask_output=True)
 
 

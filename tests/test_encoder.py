@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from conftest import VARIANTS
 from processes import run_in_two
 from sam_blvit.config import ModelConfig
+from sam_blvit.model.benefit import benefit_in
 from sam_blvit.model.encoder import ImageEncoder
 from sam_blvit.model.router import choose
+from sam_blvit.model.variants import two_class_scores
 from sam_blvit.model.windows import GlobalScope, WindowScope
 
 Config = Callable[..., ModelConfig]
@@ -88,7 +90,7 @@ def test_a_choice_holds_until_the_next_router(new_encoder: Callable[..., ImageEn
     layout = encoding.layout
     windowed, everywhere = WindowScope(layout, x.device), GlobalScope(layout, x.device)
 
-    after_1 = encoder.blocks[0](layout.by_window(grid), windowed, dense=True)
+    after_1 = encoder.blocks[0](layout.by_window(grid), windowed)
     first = choose(encoder.routers["0"](after_1), layout=layout, num_primary=8)
     after_2 = encoder.blocks[1](after_1, everywhere, dense=False, routing=first)
     after_3 = encoder.blocks[2](after_2, windowed, dense=False, routing=first)
@@ -154,10 +156,10 @@ def test_benefits_add_up_over_the_layers_that_a_router_decides_for(new_encoder: 
     tokens = encoder.begin(images())
     scopes = WindowScope(tokens.layout, tokens.x.device), GlobalScope(tokens.layout, tokens.x.device)
     layers = {layer: encoder.blocks[layer - 1] for layer in (2, 3, 4)}
-    second, x = layers[2].benefit(tokens.x, scopes[1], scopes[1])
-    third, after = layers[3].benefit(x, scopes[0], scopes[0])
+    second, x = benefit_in(layers[2], tokens.x, scopes[1], scopes[1])
+    third, after = benefit_in(layers[3], x, scopes[0], scopes[0])
     torch.testing.assert_close(encoder.benefits(1, tokens.x, tokens.layout), second + third)
-    fourth, _ = layers[4].benefit(after, scopes[1], scopes[1])
+    fourth, _ = benefit_in(layers[4], after, scopes[1], scopes[1])
     torch.testing.assert_close(encoder.benefits(3, after, tokens.layout), fourth)
 
 
@@ -168,7 +170,7 @@ def test_the_config_says_what_a_routers_softmax_runs_over(
     other.load_state_dict(one.state_dict())
     x = images()
     ours, theirs = one.encode(x), other.encode(x)
-    expected = choose(theirs.logits[1], layout=theirs.layout, num_primary=4, kind="two_class")
+    expected = choose(theirs.logits[1], layout=theirs.layout, num_primary=4, scoring=two_class_scores)
     assert torch.equal(ours.routings[1].tokens, theirs.routings[1].tokens)
     assert torch.equal(theirs.routings[1].scores, expected.scores)
     assert not torch.allclose(ours.embedding, theirs.embedding)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam_blvit.config.model import ROUTERS as LEARNS
-from sam_blvit.model.router import ROUTERS, RandomRouter, TokenRouter, choose
+from sam_blvit.model.router import TokenRouter, choose
 from sam_blvit.model.windows import WindowLayout
 
 CPU = torch.device("cpu")
@@ -88,41 +87,6 @@ def test_scores_have_mean_1_over_the_tokens_of_every_window() -> None:
     torch.testing.assert_close(total / tokens, torch.ones(2, 4))
 
 
-@pytest.mark.parametrize("layout", [WHOLE, PADDED])
-def test_with_two_classes_a_score_is_twice_the_softmax_over_them(layout: WindowLayout) -> None:
-    logits = torch.randn(2, layout.num_tokens)
-    routing = choose(logits, layout=layout, num_primary=2, kind="two_class")
-    twice = 2 * torch.stack([torch.zeros_like(logits), logits], dim=-1).softmax(-1)[..., 1]  # not primary, primary
-    expected = twice.gather(1, routing.tokens)[..., None]
-    if routing.filled is not None:
-        expected = expected * routing.filled
-        assert not routing.filled.all()
-    torch.testing.assert_close(routing.scores, expected)
-
-
-@pytest.mark.parametrize("layout", [WHOLE, PADDED])
-def test_with_two_classes_the_choice_is_the_same(layout: WindowLayout) -> None:
-    logits = torch.randn(2, layout.num_tokens)
-    one, other = (choose(logits, layout=layout, num_primary=2, kind=kind) for kind in ("window", "two_class"))
-    assert torch.equal(one.tokens, other.tokens)
-    assert torch.equal(one.primary, other.primary)
-    assert not torch.allclose(one.scores, other.scores)
-
-
-@pytest.mark.parametrize("layout", [WHOLE, PADDED])
-def test_with_two_classes_undecided_logits_score_1(layout: WindowLayout) -> None:
-    routing = choose(torch.zeros(1, layout.num_tokens), layout=layout, num_primary=2, kind="two_class")
-    assert set(routing.scores[routing.primary.gather(1, routing.tokens[..., None]) > 0].tolist()) <= {0.0, 1.0}
-    assert routing.scores.max() == 1
-
-
-def test_with_two_classes_a_tokens_score_hangs_on_no_other_token() -> None:
-    logits = torch.zeros(1, 64, requires_grad=True)
-    choose(logits, layout=WHOLE, num_primary=1, kind="two_class").scores[0, 0].backward()
-    assert logits.grad is not None
-    assert logits.grad.nonzero().tolist() == [[0, 0]]
-
-
 def test_a_border_window_with_too_few_tokens_chooses_each_of_them_once() -> None:
     routing = choose(torch.randn(1, 16), layout=PADDED, num_primary=2)
     assert routing.filled is not None
@@ -167,70 +131,3 @@ def test_logits_stay_float32_under_autocast(dtype: torch.dtype) -> None:
         logits = router(x)
     assert logits.dtype == torch.float32
     assert torch.equal(logits, router(x))
-
-
-@pytest.mark.parametrize("level", [0, 30, 300])
-def test_a_random_router_prefers_no_place_and_says_the_same_of_the_same_token(level: float) -> None:
-    x = torch.randn(400, 64, 8) + level  # the larger the sum, the fewer bits it has after the point
-    logits = RandomRouter()(x)
-    assert torch.equal(logits, RandomRouter()(x.clone()))
-    shares = choose(logits, layout=WHOLE, num_primary=4).primary[..., 0].mean(0)
-    assert shares.mean().item() == pytest.approx(0.25)
-    assert (shares - 0.25).abs().max() < 0.1  # 4.6 standard deviations of 400 draws
-
-
-def test_a_summary_of_primary_tokens_holds_them_alone() -> None:
-    x = torch.randn(2, 4, 16, 3)  # images, windows, slots, channels
-    routing = choose(torch.randn(2, 64), layout=WHOLE, num_primary=5, keys="primary")
-    assert routing.summary is not None
-    rows = routing.summary.rows(x)
-    torch.testing.assert_close(rows, x.gather(2, routing.slots.unsqueeze(-1).expand(-1, -1, -1, 3)))
-    assert torch.equal(routing.summary.log_counts, torch.zeros(2, 4, 5))
-
-
-def test_a_summary_with_means_holds_those_of_the_other_tokens_in_each_square() -> None:
-    x = torch.randn(2, 4, 16, 3)
-    logits = torch.randn(2, 64)
-    logits[0, :4] = logits[0, 4:8] = 9  # rows 0 and 1 of the first window: its upper squares have no others
-    routing = choose(logits, layout=WHOLE, num_primary=8, keys="pooled", pool=2)
-    assert routing.summary is not None
-    rows, counts = routing.summary.rows(x), routing.summary.log_counts.exp()
-    primary = routing.primary[..., 0].view(2, 4, 16)
-    for image in range(2):
-        for window in range(4):
-            for square in range(4):
-                row, col = square // 2 * 2, square % 2 * 2
-                slots = [(row + i) * 4 + col + j for i in range(2) for j in range(2)]
-                others = [slot for slot in slots if not primary[image, window, slot]]
-                mean = x[image, window, others].mean(0) if others else torch.zeros(3)
-                torch.testing.assert_close(rows[image, window, 8 + square], mean)
-                assert counts[image, window, 8 + square].item() == pytest.approx(len(others))
-    assert counts[0, 0, 8:].tolist() == [0, 0, 4, 4]
-
-
-@pytest.mark.parametrize(("pool", "middles"), [(2, [5, 7, 13, 15]), (4, [10])])
-def test_means_that_are_updated_ask_from_the_middles_of_their_squares(pool: int, middles: list[int]) -> None:
-    logits = torch.randn(2, 64)
-    for broadcast in (False, True):
-        routing = choose(logits, layout=WHOLE, num_primary=5, keys="pooled", pool=pool, broadcast=broadcast)
-        assert routing.summary is not None
-        assert torch.equal(routing.summary.places[..., :5], routing.slots)
-        assert routing.summary.places[..., 5:].tolist() == [[middles * broadcast] * 4] * 2
-
-
-def test_updates_of_means_go_to_the_tokens_that_they_stand_for() -> None:
-    routing = choose(torch.randn(2, 64), layout=WHOLE, num_primary=5, keys="pooled", pool=2, broadcast=True)
-    assert routing.summary is not None
-    of_rows = torch.randn(2, 4 * (5 + 4), 3)
-    of_primary, of_all = routing.summary.updates(of_rows)
-    by_window = of_rows.view(2, 4, 9, 3)
-    assert torch.equal(of_primary, by_window[:, :, :5].reshape(2, 20, 3))
-    primary = routing.primary[..., 0].view(2, 4, 16)
-    for slot in range(16):
-        square = slot // 4 // 2 * 2 + slot % 4 // 2
-        expected = by_window[:, :, 5 + square] * (1 - primary[:, :, slot, None])
-        torch.testing.assert_close(of_all.view(2, 4, 16, 3)[:, :, slot], expected)
-
-
-def test_every_router_is_in_both_tables_and_learns_where_it_has_parameters() -> None:
-    assert {name: any(True for _ in make(8).parameters()) for name, make in ROUTERS.items()} == LEARNS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sam_blvit.config import ModelConfig
-from sam_blvit.model.blocks import Block
+from sam_blvit.model.big_little import BigLittleLayer
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.model.windows import GlobalScope, WindowScope
@@ -99,7 +99,7 @@ def test_errors_are_those_on_what_the_dense_encoder_puts_before_each_layer(
         x, layout = tokens.x, tokens.layout
         for layer in (2, 3, 4):
             block = encoder.blocks[layer - 1]
-            assert isinstance(block, Block)
+            assert isinstance(block, BigLittleLayer)
             assert block.little is not None
             scope = (WindowScope if layer == 3 else GlobalScope)(layout, x.device)
             middle = x + scope.leave(block.attn(scope.enter(block.norm1(x)), scope.grid))

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config, parse_options
-from sam_blvit.model.attend import attention_way
+from sam_blvit.model.attention_backends import attention_backend
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.decoder import decode_originally
 from sam_blvit.model.resize import Resize
@@ -195,7 +195,7 @@ def _counted_run(sam: OriginalSam, size: tuple[int, int]) -> tuple[FlopCounterMo
     """What one image of `size` and one point cost: counters of the paper's convention and of every product."""
     full, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=_PAPER_RULES)
     # attention as plain products, whatever is quickest on this machine
-    with attention_way("eager"), sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
+    with attention_backend("eager"), sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
         embedding = sam.image_encoder(torch.empty(1, 3, *size, device=sam.device))
         point = torch.empty(1, 1, 2, device=sam.device), torch.ones(1, 1, device=sam.device)
         decode_originally(sam, embedding, points=point, multimask_output=True)

@@ -1,4 +1,4 @@
-"""Build any model from its config, with fresh weights. Loading weights is `sam_blvit.checkpoint`'s."""
+"""Build any model from its config, with fresh weights. `sam_blvit.checkpoint` loads weights."""
 
 from __future__ import annotations
 

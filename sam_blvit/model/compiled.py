@@ -1,6 +1,6 @@
 """An image encoder under torch.compile, for inference.
 
-The compiler takes seconds to import, so it is imported where it is used.
+The compiler takes seconds to import, so each function imports it when it runs.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from torch import Tensor, nn
 
 Embed = Callable[[Tensor], Tensor]
 MANY_SHAPES = 128
-"""Compilations of one function; torch gives up after 8, and a dial with a few keep ratios and rectangles has more."""
+"""Limit of compilations of one function. Torch's is 8; a few keep ratios and image sizes need more."""
 
 
 def compile_encoder(encoder: nn.Module) -> None:
-    """From now on calling `encoder` runs compiled code; `compiled` says what that means."""
+    """Make calls of `encoder` run compiled code, in place; see `compiled`."""
     encoder._compiled_call_impl = compiled(encoder)  # what nn.Module.compile sets; copies of a module leave it out
 
 
 def compiled(encoder: nn.Module) -> Embed:
-    """`encoder` as one graph, compiled when it is first called, and anew for another image size, keep ratio, or a batch
-    after single images; any batch of more than one shares its code.
+    """A function that runs `encoder` as one compiled graph; with gradients enabled it runs the encoder itself.
 
-    On a CPU each graph has a copy of the weights, cast and packed; RuntimeError if they have changed since the first
-    call (in any way but through `.data`, which torch does not see). On CUDA kernels are replayed as CUDA graphs, which
-    older torch does in the first thread alone. With gradients enabled the encoder itself runs. ValueError if it cannot
-    be compiled here.
+    It compiles at the first call, and again for another image size, another keep ratio, and the first batch of more
+    than one image; all such batches share one graph. On a CPU each graph holds a copy of the weights, cast and packed.
+    On CUDA kernels are replayed as CUDA graphs, which older versions of torch do in the main thread only.
+
+    Raises:
+        ValueError: by the function, if the encoder cannot be compiled on this machine.
+        RuntimeError: by the function, on a CPU, if weights have changed since the first call (except through `.data`,
+            which torch does not track).
     """
     import torch._dynamo
     from torch._inductor.compile_fx import compile_fx
@@ -38,7 +41,7 @@ def compiled(encoder: nn.Module) -> Embed:
     first: list[object] = []
 
     def inductor(graph: torch.fx.GraphModule, examples: list[Any]) -> Any:
-        """Not torch's own "inductor", by which encoders of one class would share code with frozen weights in it."""
+        """The inductor backend. Torch's own would let encoders of one class share code with frozen weights in it."""
         on_cuda = any(isinstance(x, Tensor) and x.is_cuda for x in examples)
         return compile_fx(graph, examples, config_patches={"triton.cudagraphs": True} if on_cuda else None)
 
@@ -59,14 +62,14 @@ def compiled(encoder: nn.Module) -> Embed:
             if images.is_cuda:
                 torch.compiler.cudagraph_mark_step_begin()
             embedding = call(images)
-        return embedding.clone() if images.is_cuda else embedding  # the next replay writes over it
+        return embedding.clone() if images.is_cuda else embedding  # the next replay overwrites it
 
     return embed
 
 
 @contextmanager
 def _compiling(frozen: bool) -> Iterator[None]:
-    """Settings that tracing asks for, for which an option of torch.compile comes too late."""
+    """Settings that are read while tracing, too early for options of torch.compile."""
     import torch._dynamo
     import torch._inductor.config
 
@@ -74,13 +77,13 @@ def _compiling(frozen: bool) -> Iterator[None]:
         with torch._dynamo.config.patch(recompile_limit=MANY_SHAPES), torch._inductor.config.patch(freezing=frozen):
             yield
     except torch._dynamo.exc.TorchDynamoException as error:
-        said = str(error).strip().splitlines() or [""]
+        lines = str(error).strip().splitlines() or [""]
         raise ValueError(
-            f"the encoder cannot be compiled here ({type(error).__name__}: {said[0]}); leave it eager"
+            f"the encoder cannot be compiled here ({type(error).__name__}: {lines[0]}); leave it eager"
         ) from error
 
 
 def _versions(encoder: nn.Module) -> list[tuple[int, int]]:
-    """What changes when a weight does."""
+    """Address and version of each weight; one of them changes when the weight does."""
     weights = [*encoder.parameters(), *encoder.buffers()]
     return [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]

@@ -1,8 +1,8 @@
-"""Which modules may be replaced by arithmetic on their weights: those that do nothing else, and whom nobody watches.
+"""Which modules may be replaced by arithmetic on their weights: those that do nothing else and have no hooks.
 
-Reading a weight is quicker than calling a module where only a part of it is needed, or where it folds into another.
-Whatever else stands there (a LoRA wrapper, an int8 layer, a parametrisation, a hook) must be called.
-Weights are float32 wherever they are (`check_float32`).
+Reading a weight is faster than calling the module if only part of it is needed, or if it folds into another weight.
+Any other module (a LoRA wrapper, an int8 layer, a parametrisation, a module with hooks) must be called.
+Parameters are float32 everywhere (`check_float32`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 REPLACED = ("forward", "predict_masks")
-"""Methods that may be set on an instance."""
+"""Methods that may have been replaced on an instance."""
 
 
 def is_plain(part: nn.Module, kinds: Collection[type[nn.Module]]) -> bool:
-    """Whether `part` itself is of one of `kinds` (a subclass is not), with a bias if it may have one, with its own
-    forward, without hooks of its own, and with weights that are ordinary tensors."""
-    return type(part) in kinds and not (_listened(part) or _odd(part))
+    """Whether arithmetic on the weights of `part` gives what calling it gives.
+
+    It does if `part` is exactly of one of `kinds` (not a subclass), has a bias if its kind has one, its own forward, no
+    hooks of its own, and ordinary tensors as weights.
+    """
+    return type(part) in kinds and not (_hooked(part) or _changed(part))
 
 
-def _listened(part: nn.Module) -> bool:
-    """Hooks for all modules do not count: profilers and MAC counters set them, to see what would run without them."""
+def _hooked(part: nn.Module) -> bool:
+    """Global hooks do not count: profilers and MAC counters set them to observe what runs without them."""
     return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
-def _odd(part: nn.Module) -> bool:
+def _changed(part: nn.Module) -> bool:
     replaced = any(name in part.__dict__ for name in REPLACED) or part._compiled_call_impl is not None
     wrapped = any(is_traceable_wrapper_subclass(weight) for weight in part.parameters(recurse=False))
     return replaced or wrapped or getattr(part, "bias", part) is None

@@ -1,4 +1,4 @@
-"""Prompts as tensors: what segment_anything's prompt encoder can answer, and one line for what it cannot.
+"""Prompts as tensors, checked: one line of error for what segment_anything's prompt encoder cannot process.
 
 Shapes:
     P  prompts    n  points of a prompt    G  tokens along a side of the embedding
@@ -32,17 +32,17 @@ def check_prompts(
     boxes: Tensor | None,
     masks: Tensor | None,
 ) -> Prompts:
-    """The prompts as `decode` takes them.
+    """Check prompts, and return them as `decode` takes them.
 
     Args:
-        sam: the model that will be asked.
+        sam: the model that decodes them.
         coords: (P, n, 2) X, Y in pixels of the resized image, anywhere but finite, with `labels`.
         labels: (P, n) of `LABELS`.
         boxes: (P, 4) X0, Y0, X1, Y1.
         masks: (P or 1, 1, 4G, 4G) logits.
 
     Raises:
-        ValueError: naming the one that has another shape or value.
+        ValueError: if one has another shape or value; the message names it.
     """
     if (coords is None) != (labels is None):
         absent, given = ("point_coords", "point_labels") if coords is None else ("point_labels", "point_coords")

@@ -1,4 +1,4 @@
-"""Window-major token order: the tokens of one window lie side by side, and stay so through all layers.
+"""Window-major token order: the tokens of one window lie side by side, through all layers.
 
 Shapes:
     B  images                       N  tokens of an image (Gh * Gw)
@@ -6,9 +6,8 @@ Shapes:
     g  groups that attend within themselves: B * M windows, or B whole images
     T  tokens (or slots) of a group C  channels
 
-Where the window divides the grid, entering or leaving a window is a reshape and moves no memory.
-Where it does not (SAM's 14 in 64) the last windows of a row or column hold fewer tokens, and only
-windowed attention sees them padded.
+If the window divides the grid, entering or leaving a window is a reshape and moves no memory. If not (SAM's 14 in 64),
+the last windows of a row or column hold fewer tokens; they are padded for windowed attention only.
 """
 
 from __future__ import annotations
@@ -21,12 +20,15 @@ from torch import Tensor
 
 
 def take_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (g, Q) of each group of `x` (g, T, C), as (g, Q, C)."""
+    """Tokens at `index` (g, Q) in each group of `x` (g, T, C), as (g, Q, C)."""
     return x.flatten(0, 1).index_select(0, _flat(index, x.shape[1])).view(*index.shape, x.shape[2])
 
 
 def add_tokens(x: Tensor, index: Tensor, update: Tensor, *, in_place: bool) -> Tensor:
-    """`x` (g, T, C) with `update` (g, Q, C) added to its rows `index` (g, Q); `in_place` if nobody else reads `x`."""
+    """`x` (g, T, C) with `update` (g, Q, C) added to its tokens at `index` (g, Q).
+
+    `in_place` overwrites `x`; use it only if `x` is not read again.
+    """
     rows = x.flatten(0, 1)
     add = rows.index_add_ if in_place else rows.index_add
     return add(0, _flat(index, x.shape[1]), update.flatten(0, 1).to(x.dtype)).view_as(x)
@@ -39,12 +41,12 @@ def _flat(index: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Where the T tokens of a group stand: their row and column, and the order they come in."""
+    """Row and column of the T tokens of a group, and their order."""
 
     rows: Tensor
-    """(T,) row of each token inside its group."""
+    """(T,) row of each token in its group."""
     cols: Tensor
-    """(T,) column of each token inside its group."""
+    """(T,) column of each token in its group."""
     blocks: tuple[int, int, int, int]
     """(Mh, Mw, h, w): the tokens come as Mh x Mw blocks of h x w, row by row inside and out."""
 
@@ -75,10 +77,10 @@ class TokenGrid:
 
 
 class WindowLayout:
-    """The window-major order of a grid of tokens and the ways in and out of it."""
+    """The window-major order of a grid of tokens, with conversions from and to raster order."""
 
     def __init__(self, grid: tuple[int, int], window: int, device: torch.device) -> None:
-        """Lay `grid` (Gh, Gw) tokens out in windows of `window` x `window`."""
+        """The layout of `grid` (Gh, Gw) tokens in windows of `window` x `window`."""
         self.grid = grid
         self.window = window
         self.windows = (-(-grid[0] // window), -(-grid[1] // window))
@@ -92,7 +94,7 @@ class WindowLayout:
             real = (slot.rows < grid[0]) & (slot.cols < grid[1])
             self.real = real.view(self.num_windows, self.slots)
             """(M, S) whether a slot holds a token."""
-            # as sorting, not as real.nonzero(): a shape that hangs on no value
+            # by sorting, not by real.nonzero(): no shape may depend on values
             slot_of_token = (~real).int().argsort(stable=True)[: self.num_tokens]  # (N,), window-major
             self.slot_of_token = slot_of_token
             self.token_of_slot = torch.where(real, real.cumsum(0) - 1, 0)
@@ -185,3 +187,8 @@ class GlobalScope:
         """(B, M, K) -> (B, M * K)."""
         tokens = self.layout.tokens_of(slots)
         return self.layout.raster_of_token[tokens] if self.layout.padded else tokens
+
+
+def both_scopes(layout: WindowLayout, device: torch.device) -> dict[bool, Scope]:
+    """What attention sees in a windowed layer (False) and in a global layer (True)."""
+    return {False: WindowScope(layout, device), True: GlobalScope(layout, device)}

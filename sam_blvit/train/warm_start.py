@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_blvit.model.blocks import Block, LittleBlock
+from sam_blvit.model.big_little import BigLittleLayer
+from sam_blvit.model.blocks import EfficiencyBlock
 from sam_blvit.model.sam import Sam
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
@@ -42,7 +43,7 @@ class LayerInputs:
         self.little_scope: Scope
 
     @torch.no_grad()
-    def enter(self, block: Block, *, is_global: bool, little_is_global: bool) -> None:
+    def enter(self, block: BigLittleLayer, *, is_global: bool, little_is_global: bool) -> None:
         """Look at `block`, image by image."""
         scopes: dict[bool, Scope] = {
             True: GlobalScope(self.layout, self.x.device),
@@ -60,7 +61,7 @@ class LayerInputs:
         self.x += self.attention
         self.x += self.mlp
 
-    def squares(self, little: LittleBlock, chosen: Tensor) -> Tensor:
+    def squares(self, little: EfficiencyBlock, chosen: Tensor) -> Tensor:
         """Sums over images `chosen`, float32 (2, 2): attention and feed-forward half, each the squared error of
         `little` and the square of what is to be met."""
         x, attention, mlp = self.x[chosen], self.attention[chosen], self.mlp[chosen]
@@ -102,7 +103,7 @@ def warm_start(
     rate = RATE / max(1, encoder.config.little_dim) if lr is None else lr
     errors: dict[int, float] = {}
     for layer in range(encoder.config.routed_from or encoder.config.layers + 1, encoder.config.layers + 1):
-        block = cast(Block, encoder.blocks[layer - 1])
+        block = cast(BigLittleLayer, encoder.blocks[layer - 1])
         is_global, little_is_global = (
             encoder.config.attends_globally(layer, little=little) for little in (False, True)
         )
@@ -132,7 +133,7 @@ def _begun(sam: Sam, images: Iterable[Tensor], precision: str) -> list[LayerInpu
 
 
 def _regress(
-    little: LittleBlock, groups: list[LayerInputs], *, steps: int, batch_size: int, lr: float, entropy: list[int]
+    little: EfficiencyBlock, groups: list[LayerInputs], *, steps: int, batch_size: int, lr: float, entropy: list[int]
 ) -> None:
     """Train `little` alone; the rate falls to zero along a cosine."""
     optimizer = torch.optim.AdamW(little.parameters(), lr=lr, weight_decay=0.0)
@@ -150,7 +151,7 @@ def _regress(
 
 
 @torch.no_grad()
-def _error(little: LittleBlock, groups: list[LayerInputs]) -> float:
+def _error(little: EfficiencyBlock, groups: list[LayerInputs]) -> float:
     """Mean of both halves' relative squared error over all images."""
     places = [(group, torch.tensor([i], device=group.x.device)) for group in groups for i in range(len(group.x))]
     total = torch.stack([group.squares(little, chosen) for group, chosen in places]).sum(0)

@@ -1,7 +1,9 @@
-"""softmax(q k^T / sqrt(d) + bias) v in several ways; the quickest is chosen by device, dtype and shape.
+"""Attention backends: softmax(q k^T / sqrt(d) + bias) v, computed by the fastest of several implementations.
 
-The bias comes in SAM's decomposed form: what a query gives each row of the grid its keys stand on, and each column.
-Only `eager` and `sdpa` add the two up to a number for every query and key.
+The bias has SAM's decomposed form: one term for the row and one for the column of the grid that a key stands on. Only
+`eager` and `sdpa` store their sum for every pair of query and key.
+
+A new backend is one function of type `Backend` and one entry of `BACKENDS`; `fastest_backend` decides when it runs.
 
 Shapes:
     g  groups    T  tokens of a group (keys)    Q  queries of a group    H  heads    d  channels of a head
@@ -23,33 +25,46 @@ from torch import Tensor
 from sam_blvit.model.compiled import MANY_SHAPES
 from sam_blvit.model.windows import TokenGrid
 
-Way = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, TokenGrid], Tensor]
+Backend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, TokenGrid], Tensor]
 MANY_KEYS = 1024
-"""Above so many keys an image attends, not a window, and a number for every query and key is much to store."""
+"""With more keys than this the group is an image, not a window, and its logits take much memory."""
 TILE_BYTES = 2 << 20
-"""Logits of one tile, which stay in a core's cache."""
+"""Size of the logits of one tile; they stay in the cache of a core."""
 LEAST_TILE = 128
-"""Queries of a tile; with fewer a matrix product is slow."""
+"""Fewest queries of a tile; smaller matrix products are slow."""
 HALVES = (torch.bfloat16, torch.float16)
 TRITON = importlib.util.find_spec("triton") is not None
-"""What FlexAttention is compiled to on CUDA."""
+"""Whether Triton is installed; FlexAttention needs it on CUDA."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
-    """Attention (g, H, Q, d) of `q` (g, H, Q, d) to `k` and `v` (g, H, T, d), keys in the order of `grid`.
+    """Attention under decomposed relative positions, by the fastest backend.
 
-    The bias of a key is `by_row` (g, H, Q, h) at its row plus `by_col` (g, H, Q, w) at its column.
+    Args:
+        q: (g, H, Q, d) queries.
+        k: (g, H, T, d) keys, in the order of `grid`.
+        v: (g, H, T, d) values.
+        by_row: (g, H, Q, h) bias of each query for the keys of each row.
+        by_col: (g, H, Q, w) bias of each query for the keys of each column.
+        grid: where the keys stand.
+
+    Returns:
+        (g, H, Q, d)
     """
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, by_row, by_col))
-    name = _forced or quickest_way(q, keys=k.shape[2], trained=trained)
-    return WAYS[name](q, k, v, by_row, by_col, grid)
+    name = _forced or fastest_backend(q, keys=k.shape[2], trained=trained)
+    return BACKENDS[name](q, k, v, by_row, by_col, grid)
 
 
-def quickest_way(q: Tensor, *, keys: int, trained: bool) -> str:
-    """The name in WAYS of what is quickest for queries like `q` and that many `keys`: on a CPU as measured by
-    benchmarks/attention_speed.py, on CUDA by the memory that it saves.
+def fastest_backend(q: Tensor, *, keys: int, trained: bool) -> str:
+    """Name of the fastest backend.
 
-    `trained`: with a gradient SDPA leaves its quick path on a CPU, and tiles have none.
+    On a CPU the rule follows the measurements of benchmarks/attention_speed.py; on CUDA it saves memory.
+
+    Args:
+        q: queries, of which only device and dtype matter.
+        keys: T.
+        trained: whether a gradient is needed. SDPA has no fast path for it on a CPU, and `tiles` has no gradient.
     """
     if q.device.type == "cpu":
         if trained:
@@ -63,12 +78,15 @@ def quickest_way(q: Tensor, *, keys: int, trained: bool) -> str:
 
 
 @contextmanager
-def attention_way(name: str) -> Iterator[None]:
-    """Within this context every attention, of all threads, is computed in the way `name` of WAYS; ValueError if there
-    is none."""
+def attention_backend(name: str) -> Iterator[None]:
+    """A context in which every attention, of all threads, runs on the backend `name`.
+
+    Raises:
+        ValueError: if there is no such backend.
+    """
     global _forced
-    if name not in WAYS:
-        raise ValueError(f"way={name!r} is not one of {', '.join(WAYS)}")
+    if name not in BACKENDS:
+        raise ValueError(f"backend={name!r} is not one of {', '.join(BACKENDS)}")
     before, _forced = _forced, name
     try:
         yield
@@ -80,7 +98,7 @@ _forced: str | None = None
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
-    """The reference for every other way: the formula, step by step."""
+    """The formula, step by step: the reference for every other backend."""
     logits = q * q.shape[-1] ** -0.5 @ k.mT + grid.outer_sum(by_row, by_col)
     return logits.softmax(-1).to(v.dtype) @ v
 
@@ -90,37 +108,45 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid:
 
 
 def _widened(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
-    """The bias inside the product: queries widened by what they give rows and columns, keys by marks of theirs.
+    """The bias inside the matrix product: it widens the queries, one-hot rows and columns widen the keys.
 
-    h + w more channels: little for a window, and on a CPU less than adding a broadcast sum.
+    That is h + w more channels: few for a window, and faster on a CPU than adding a broadcast sum.
     """
     marks = position_marks(grid, k.dtype)
-    return attend_marked(q, k, v, by_row, by_col, marks.expand(*k.shape[:2], -1, -1))
+    return attend_marked(q, k, v, by_row, by_col, marks.expand(*k.shape[:2], -1, -1))  # (g, H, Q, d)
 
 
 def position_marks(grid: TokenGrid, dtype: torch.dtype) -> Tensor:
-    """(T, h + w), 1 at the row and at the column of each token of `grid`."""
+    """One-hot row and column (T, h + w) of each token of `grid`."""
     return torch.cat([F.one_hot(grid.rows, grid.height), F.one_hot(grid.cols, grid.width)], dim=1).to(dtype)
 
 
 def attend_marked(
     q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, marks: Tensor, extra: Tensor | None = None
 ) -> Tensor:
-    """As `attend`, to keys that stand anywhere: each takes the shares of `by_row` and `by_col` that its `marks`
-    (g, H, T, h + w) say, a mean of tokens the mean of their biases. `extra` (g, 1, 1, T) is added to the logits."""
-    wide_q = torch.cat([q * q.shape[-1] ** -0.5, by_row, by_col], dim=-1)
-    logits = wide_q @ torch.cat([k, marks], dim=-1).mT
+    """As `attend`, for keys that may also be means of tokens: the bias of a mean is the mean of its tokens' biases.
+
+    Args:
+        q, k, v, by_row, by_col: as in `attend`.
+        marks: (g, H, T, h + w) share of each row and column in a key; `position_marks` for single tokens.
+        extra: (g, 1, 1, T) added to the logits of each key.
+
+    Returns:
+        (g, H, Q, d)
+    """
+    wide_q = torch.cat([q * q.shape[-1] ** -0.5, by_row, by_col], dim=-1)  # (g, H, Q, d + h + w)
+    logits = wide_q @ torch.cat([k, marks], dim=-1).mT  # (g, H, Q, T)
     return (logits if extra is None else logits + extra).softmax(-1).to(v.dtype) @ v
 
 
 def _tiles(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
-    """One head and a few queries at a time, so that logits never leave the cache and are never stored as a whole."""
+    """One head and a few queries at a time: the logits stay in the cache and are never stored as a whole."""
     return torch.ops.sam_blvit.tiled_attention(q, k, v, by_row, by_col, grid.blocks).transpose(1, 2)
 
 
 def _tile_by_tile(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, blocks: Sequence[int]) -> Tensor:
     """Attention (g, Q, H, d), without gradients."""
-    k, v = (_by_raster(x, blocks) for x in (k, v))  # a row's keys side by side: adding a bias is quick then
+    k, v = (_by_raster(x, blocks) for x in (k, v))  # keys of a row side by side: adding the bias is fast then
     q = q * q.shape[-1] ** -0.5
     groups, heads, queries, _ = q.shape
     keys = k.shape[2]
@@ -144,23 +170,23 @@ def _shape_of_tiles(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Ten
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
 
 
-# one operation to torch.compile, which would unroll the loops
+# one operation for torch.compile, which would unroll the loops
 torch.library.custom_op("sam_blvit::tiled_attention", _tile_by_tile, mutates_args=())
 torch.library.register_fake("sam_blvit::tiled_attention", _shape_of_tiles)
 
 
 def _by_raster(x: Tensor, blocks: Sequence[int]) -> Tensor:
-    """Tokens of `x` (g, H, T, d), block by block, row by row of the whole grid."""
+    """Tokens of `x` (g, H, T, d), which come block by block, in raster order."""
     return x.unflatten(2, tuple(blocks)).transpose(3, 4).reshape(x.shape)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid: TokenGrid) -> Tensor:
-    """The bias as a score function, looked up where it is used. Always compiled, else it would store every score."""
+    """FlexAttention with the bias as a score function. Always compiled: eager, it would store every logit."""
 
     def biased(score: Tensor, group: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + by_row[group, head, query, grid.rows[key]] + by_col[group, head, query, grid.cols[key]]
 
-    from torch.nn.attention.flex_attention import flex_attention  # seconds to import, on CUDA alone
+    from torch.nn.attention.flex_attention import flex_attention  # imported here: takes seconds, and only CUDA uses it
 
     if torch.compiler.is_compiling():
         return cast(Tensor, flex_attention(q, k, v, score_mod=biased))
@@ -175,4 +201,4 @@ def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(cast(Callable[..., Tensor], flex_attention), fullgraph=True, dynamic=False)
 
 
-WAYS: dict[str, Way] = {"eager": _eager, "sdpa": _sdpa, "widened": _widened, "tiles": _tiles, "flex": _flex}
+BACKENDS: dict[str, Backend] = {"eager": _eager, "sdpa": _sdpa, "widened": _widened, "tiles": _tiles, "flex": _flex}

@@ -12,7 +12,9 @@ import torch
 from segment_anything.modeling.image_encoder import Block as OriginalBlock
 from torch import Tensor, nn
 
-from sam_blvit.model.blocks import Block, LittleBlock
+from sam_blvit.model.benefit import benefit_in
+from sam_blvit.model.big_little import BigLittleLayer
+from sam_blvit.model.blocks import EfficiencyBlock, PerformanceBlock
 from sam_blvit.model.router import Routing, choose
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
@@ -22,12 +24,13 @@ Vector = np.ndarray
 Place = tuple[int, int]
 """Row and column of a token."""
 Randomize = Callable[[nn.Module], nn.Module]
+New = Callable[..., BigLittleLayer]
 
 
 class SlowLayer:
-    """The reference for a routed `Block`: one image, one token after the other, places instead of indices."""
+    """The reference for a `BigLittleLayer`: one image, one token after the other, places instead of indices."""
 
-    def __init__(self, block: Block, *, grid: tuple[int, int], window: int, is_global: bool) -> None:
+    def __init__(self, block: BigLittleLayer, *, grid: tuple[int, int], window: int, is_global: bool) -> None:
         self.weights = {name: value.numpy() for name, value in block.state_dict().items()}
         self.big_heads = block.attn.num_heads
         self.little_heads = block.little.attn.num_heads if block.little is not None else 0
@@ -136,12 +139,12 @@ def gelu(x: Vector) -> Vector:
 
 
 @pytest.fixture
-def new_block(randomize: Randomize) -> Callable[..., Block]:
+def new_block(randomize: Randomize) -> New:
     """A routed layer in float64 with nothing at zero."""
 
-    def build(*, little: bool = True, table_size: int = 4) -> Block:
-        narrow = LittleBlock(DIM, inner_dim=LITTLE_DIM, num_heads=3, table_size=table_size) if little else None
-        block = Block(DIM, num_heads=2, table_size=table_size, routed=True, little=narrow)
+    def build(*, little: bool = True, table_size: int = 4) -> BigLittleLayer:
+        narrow = EfficiencyBlock(DIM, inner_dim=LITTLE_DIM, num_heads=3, table_size=table_size) if little else None
+        block = BigLittleLayer(DIM, num_heads=2, table_size=table_size, little=narrow)
         return randomize(block).double().requires_grad_(False)
 
     return build
@@ -159,7 +162,7 @@ def routed_tokens(layout: WindowLayout, num_primary: int, images: int = 1) -> tu
 
 
 def slowly(
-    block: Block, x: Tensor, logits: Tensor, *, layout: WindowLayout, num_primary: int, is_global: bool
+    block: BigLittleLayer, x: Tensor, logits: Tensor, *, layout: WindowLayout, num_primary: int, is_global: bool
 ) -> Tensor:
     """What the reference makes of `x` (B, N, C)."""
     layer = SlowLayer(block, grid=layout.grid, window=layout.window, is_global=is_global)
@@ -187,7 +190,12 @@ def slowly(
     ],
 )
 def test_a_routed_layer_equals_the_design_token_by_token(
-    new_block: Callable[..., Block], grid: tuple[int, int], window: int, num_primary: int, little: bool, is_global: bool
+    new_block: New,
+    grid: tuple[int, int],
+    window: int,
+    num_primary: int,
+    little: bool,
+    is_global: bool,
 ) -> None:
     block = new_block(little=little, table_size=6 if is_global else window)
     layout = WindowLayout(grid, window, CPU)
@@ -198,9 +206,7 @@ def test_a_routed_layer_equals_the_design_token_by_token(
 
 
 @pytest.mark.parametrize("grid", [(4, 8), (5, 4)], ids=["whole", "padded"])
-def test_a_window_larger_than_its_tables_reads_their_last_rows(
-    new_block: Callable[..., Block], grid: tuple[int, int]
-) -> None:
+def test_a_window_larger_than_its_tables_reads_their_last_rows(new_block: New, grid: tuple[int, int]) -> None:
     block = new_block(table_size=3)  # offsets -2 to 2, in windows with -3 to 3
     layout = WindowLayout(grid, 4, CPU)
     x, logits, routing = routed_tokens(layout, 5)
@@ -211,9 +217,7 @@ def test_a_window_larger_than_its_tables_reads_their_last_rows(
 
 @pytest.mark.parametrize("is_global", [False, True])
 @pytest.mark.parametrize("window", [4, 3], ids=["whole", "padded"])
-def test_a_dense_layer_equals_segment_anythings_block(
-    new_block: Callable[..., Block], window: int, is_global: bool
-) -> None:
+def test_a_dense_layer_equals_segment_anythings_block(new_block: New, window: int, is_global: bool) -> None:
     size = 8 if is_global else window
     ours = new_block(table_size=size)
     theirs = OriginalBlock(
@@ -232,9 +236,7 @@ def test_a_dense_layer_equals_segment_anythings_block(
 
 
 @pytest.mark.parametrize("is_global", [False, True])
-def test_without_an_efficiency_block_only_primary_tokens_change(
-    new_block: Callable[..., Block], is_global: bool
-) -> None:
+def test_without_an_efficiency_block_only_primary_tokens_change(new_block: New, is_global: bool) -> None:
     layout = WindowLayout((4, 4), 3, CPU)  # the last window has 1 token for 2 places
     x, logits, _ = routed_tokens(layout, 2)
     logits[0, 0] = -9  # the token that fillers point at is not primary
@@ -243,13 +245,15 @@ def test_without_an_efficiency_block_only_primary_tokens_change(
     assert torch.equal((out != x).any(-1), routing.primary[..., 0] > 0)
 
 
-def test_without_an_efficiency_block_and_primary_tokens_nothing_changes(new_block: Callable[..., Block]) -> None:
+def test_without_an_efficiency_block_and_primary_tokens_nothing_changes(
+    new_block: New,
+) -> None:
     layout = WindowLayout((4, 4), 2, CPU)
     x, _, _ = routed_tokens(layout, 1)
     assert torch.equal(new_block(little=False)(x, WindowScope(layout, CPU), dense=False), x)
 
 
-def test_without_primary_tokens_the_efficiency_block_updates_all(new_block: Callable[..., Block]) -> None:
+def test_without_primary_tokens_the_efficiency_block_updates_all(new_block: New) -> None:
     block = new_block()
     layout = WindowLayout((4, 4), 2, CPU)
     scope = WindowScope(layout, CPU)
@@ -259,83 +263,21 @@ def test_without_primary_tokens_the_efficiency_block_updates_all(new_block: Call
 
 
 def test_alpha_starts_at_0_and_gamma_at_1e_5_with_shape_1() -> None:
-    little = LittleBlock(DIM, inner_dim=LITTLE_DIM, num_heads=3, table_size=4)
-    block = Block(DIM, num_heads=2, table_size=4, routed=True, little=little)
+    little = EfficiencyBlock(DIM, inner_dim=LITTLE_DIM, num_heads=3, table_size=4)
+    block = BigLittleLayer(DIM, num_heads=2, table_size=4, little=little)
     for half in ("attn", "mlp"):
         assert block.get_parameter(f"alpha_{half}").tolist() == [0]
         assert block.get_parameter(f"gamma_{half}").tolist() == pytest.approx([1e-5])
 
 
 def test_a_dense_layer_has_no_parameters_beyond_sams() -> None:
-    block = Block(DIM, num_heads=2, table_size=4, routed=False, little=None)
+    block = PerformanceBlock(DIM, num_heads=2, table_size=4)
     theirs = OriginalBlock(DIM, num_heads=2, use_rel_pos=True, window_size=4)
     assert set(block.state_dict()) == set(theirs.state_dict())
 
 
-def summarised(block: Block, *, is_global: bool, num_primary: int = 3, **summary: object) -> tuple[Tensor, ...]:
-    """Two images of random tokens, their logits, and what `block` makes of them with this kind of keys."""
-    layout = WindowLayout((4, 8), 4, CPU)
-    x, logits, _ = routed_tokens(layout, num_primary, images=2)
-    routing = choose(logits, layout=layout, num_primary=num_primary, **summary)
-    return x, logits, block(x, scope_of(layout, is_global), dense=False, routing=routing), routing
-
-
-@pytest.mark.parametrize("is_global", [False, True], ids=["windowed", "global"])
-def test_with_means_of_single_tokens_all_tokens_are_keys(new_block: Callable[..., Block], is_global: bool) -> None:
-    block = new_block(table_size=8 if is_global else 4)
-    x, logits, out, _ = summarised(block, is_global=is_global, keys="pooled", pool=1)
-    routing = choose(logits, layout=WindowLayout((4, 8), 4, CPU), num_primary=3)
-    expected = block(x, scope_of(WindowLayout((4, 8), 4, CPU), is_global), dense=False, routing=routing)
-    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("is_global", [False, True], ids=["windowed", "global"])
-def test_with_primary_keys_other_tokens_are_not_seen(new_block: Callable[..., Block], is_global: bool) -> None:
-    block = new_block(little=False, table_size=8 if is_global else 4)
-    x, _, out, routing = summarised(block, is_global=is_global, keys="primary")
-    layout = WindowLayout((4, 8), 4, CPU)
-    changed = torch.where(routing.primary > 0, x, torch.randn_like(x))
-    again = block(changed, scope_of(layout, is_global), dense=False, routing=routing)
-    primary = routing.primary[..., 0] > 0
-    torch.testing.assert_close(again[primary], out[primary])
-    seen = block(x, scope_of(layout, is_global), dense=False, routing=replace(routing, summary=None))
-    assert (seen[primary] - out[primary]).abs().amax(-1).min() > 1e-6
-
-
-@pytest.mark.parametrize("is_global", [False, True], ids=["windowed", "global"])
-def test_a_mean_of_like_tokens_weighs_as_much_as_all_of_them(new_block: Callable[..., Block], is_global: bool) -> None:
-    block = new_block(little=False, table_size=8 if is_global else 4)
-    block.attn.rel_pos_h.zero_()  # a mean's bias is the mean of its tokens': like tokens alone would differ in it
-    block.attn.rel_pos_w.zero_()
-    layout = WindowLayout((4, 8), 4, CPU)
-    scope = scope_of(layout, is_global)
-    x, logits, routing = routed_tokens(layout, 3)
-    square = x.view(1, 2, 2, 2, 2, 2, DIM)[:, :, :, :1, :, :1].expand(-1, -1, -1, 2, -1, 2, -1)
-    alike = torch.where(routing.primary > 0, x, square.reshape(x.shape))
-    pooled = choose(logits, layout=layout, num_primary=3, keys="pooled", pool=2)
-    out, expected = (block(alike, scope, dense=False, routing=choice) for choice in (pooled, routing))
-    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("is_global", [False, True], ids=["windowed", "global"])
-def test_a_broadcast_update_is_that_of_the_mean(new_block: Callable[..., Block], is_global: bool) -> None:
-    block = new_block(little=False, table_size=8 if is_global else 4)
-    x, _, out, routing = summarised(block, is_global=is_global, keys="pooled", pool=2, broadcast=True)
-    layout = WindowLayout((4, 8), 4, CPU)
-    others = routing.primary[..., 0] == 0
-    in_square = (out - x).view(2, 2, 2, 2, 2, 2, DIM)
-    for image, window, i, j in np.ndindex(2, 2, 2, 2):
-        inside = others.view(2, 2, 2, 2, 2, 2)[image, window, i, :, j]
-        updates = in_square[image, window, i, :, j][inside]
-        torch.testing.assert_close(updates, updates[:1].expand_as(updates), rtol=1e-6, atol=1e-6)
-    quiet = choose(torch.randn(2, 32), layout=layout, num_primary=3, keys="pooled", pool=2)
-    assert torch.equal(
-        (block(x, scope_of(layout, is_global), dense=False, routing=quiet) != x).any(-1), quiet.primary[..., 0] > 0
-    )
-
-
 def test_without_score_scaling_there_is_no_alpha_and_scores_change_nothing(randomize: Randomize) -> None:
-    block = randomize(Block(DIM, num_heads=2, table_size=4, routed=True, little=None, score_scaling=False)).double()
+    block = randomize(BigLittleLayer(DIM, num_heads=2, table_size=4, little=None, score_scaling=False)).double()
     assert not [name for name, _ in block.named_parameters() if "alpha" in name]
     layout = WindowLayout((4, 4), 2, CPU)
     x, _, routing = routed_tokens(layout, 1)
@@ -344,23 +286,23 @@ def test_without_score_scaling_there_is_no_alpha_and_scores_change_nothing(rando
     assert torch.equal(block(x, scope, dense=False, routing=routing), block(x, scope, dense=False, routing=other))
 
 
-def test_an_efficiency_block_attends_in_its_own_scope(new_block: Callable[..., Block]) -> None:
+def test_an_efficiency_block_attends_in_its_own_scope(new_block: New) -> None:
     block = new_block(table_size=4)
     layout = WindowLayout((4, 4), 2, CPU)
     x, _, _ = routed_tokens(layout, 1)
     windowed, whole = WindowScope(layout, CPU), GlobalScope(layout, CPU)
-    out = block(x, whole, dense=False, little_scope=windowed)
+    out = block(x, whole, dense=False, efficiency_scope=windowed)
     assert torch.equal(out, block(x, windowed, dense=False))
     assert not torch.equal(out, block(x, whole, dense=False))
 
 
 @pytest.mark.parametrize("little", [False, True], ids=["alone", "with_little"])
-def test_the_benefit_is_the_distance_of_the_two_updates(new_block: Callable[..., Block], little: bool) -> None:
+def test_the_benefit_is_the_distance_of_the_two_updates(new_block: New, little: bool) -> None:
     block = new_block(little=little)
     layout = WindowLayout((4, 4), 4, CPU)
     scope = WindowScope(layout, CPU)
     x, _, _ = routed_tokens(layout, 1)
-    benefit, after = block.benefit(x, scope, scope)
+    benefit, after = benefit_in(block, x, scope, scope)
     torch.testing.assert_close(after, block(x, scope, dense=True), rtol=1e-6, atol=1e-6)
     halfway = x + block.attn(block.norm1(x), scope.grid)
     apart = halfway - x, after - halfway

@@ -1,4 +1,4 @@
-"""Every way to attend: equal to the formula, forward and backward, and chosen by what was measured."""
+"""Every attention backend: equal to the formula, forward and backward, and chosen by what was measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from sam_blvit import SamPredictor, sam_model_registry
-from sam_blvit.model.attend import MANY_KEYS, WAYS, _tile_by_tile, attend, attention_way, quickest_way
+from sam_blvit.model.attention_backends import (
+    BACKENDS,
+    MANY_KEYS,
+    _tile_by_tile,
+    attend,
+    attention_backend,
+    fastest_backend,
+)
 from sam_blvit.model.windows import TokenGrid
 
 CPU = torch.device("cpu")
@@ -53,10 +60,10 @@ def formula(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, gri
 
 @pytest.mark.parametrize("blocks", [RASTER, BLOCKS])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "flex"])
-def test_every_way_equals_the_formula(way: str, dtype: torch.dtype, blocks: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "flex"])
+def test_every_backend_equals_the_formula(backend: str, dtype: torch.dtype, blocks: tuple[int, int, int, int]) -> None:
     given = asked(dtype, blocks=blocks)
-    with attention_way(way), torch.no_grad():
+    with attention_backend(backend), torch.no_grad():
         out = attend(*given)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), formula(*given), rtol=0, atol=TOLERANCE[dtype])
@@ -65,29 +72,30 @@ def test_every_way_equals_the_formula(way: str, dtype: torch.dtype, blocks: tupl
 def test_flex_equals_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr("sam_blvit.model.attend._compiled_flex", lambda: flex_attention)  # as it is, without Triton
+    # as it is, without Triton
+    monkeypatch.setattr("sam_blvit.model.attention_backends._compiled_flex", lambda: flex_attention)
     given = asked(torch.float32, queries=48)
-    with attention_way("flex"), torch.no_grad():
+    with attention_backend("flex"), torch.no_grad():
         torch.testing.assert_close(attend(*given).double(), formula(*given), rtol=0, atol=1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("queries", [640, 2560])
 @pytest.mark.parametrize("channels", [16, 64])
-@pytest.mark.parametrize("way", ["flex", "sdpa"])
-def test_cuda_equals_the_formula(way: str, channels: int, queries: int) -> None:
+@pytest.mark.parametrize("backend", ["flex", "sdpa"])
+def test_cuda_equals_the_formula(backend: str, channels: int, queries: int) -> None:
     blocks = (5, 4, 8, 16)  # 2560 keys
     *given, _ = asked(torch.bfloat16, groups=1, queries=queries, channels=channels, blocks=blocks)
-    with torch.no_grad(), attention_way("eager"):
+    with torch.no_grad(), attention_backend("eager"):
         expected = attend(*(x.float() for x in given), TokenGrid.of(blocks, CPU))
-    with torch.no_grad(), attention_way(way):
+    with torch.no_grad(), attention_backend(backend):
         out = attend(*(x.cuda() for x in given), TokenGrid.of(blocks, torch.device("cuda")))
     torch.testing.assert_close(out.cpu().float(), expected, rtol=0, atol=2e-2)
 
 
 def test_flex_is_one_graph_with_the_rest(graphs: CompileCounter) -> None:
     given = asked(torch.float32, queries=48)
-    with attention_way("flex"), torch.no_grad():
+    with attention_backend("flex"), torch.no_grad():
         out = torch.compile(attend, fullgraph=True, dynamic=False)(*given)
     torch.testing.assert_close(out.double(), formula(*given), rtol=0, atol=1e-5)
     assert graphs.frame_count == 1
@@ -95,7 +103,7 @@ def test_flex_is_one_graph_with_the_rest(graphs: CompileCounter) -> None:
 
 @pytest.mark.parametrize("trained", range(5))
 def test_whatever_is_trained_gets_its_gradient(trained: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sam_blvit.model.attend.MANY_KEYS", 1)  # tiles, which have none, if nothing were
+    monkeypatch.setattr("sam_blvit.model.attention_backends.MANY_KEYS", 1)  # tiles, which have none, if nothing were
     *given, grid = asked(torch.float32)
     given[trained].requires_grad_()
     attend(*given, grid).sum().backward()
@@ -103,12 +111,12 @@ def test_whatever_is_trained_gets_its_gradient(trained: int, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("way", ["eager", "sdpa", "widened"])
-def test_gradients_equal_the_formulas(way: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "widened"])
+def test_gradients_equal_the_formulas(backend: str, dtype: torch.dtype) -> None:
     *tensors, grid = asked(dtype)
     weight = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(1))
     given = [x.clone().requires_grad_() for x in tensors]
-    with attention_way(way):
+    with attention_backend(backend):
         (attend(*given, grid) * weight).sum().backward()
     expected = [x.double().requires_grad_() for x in tensors]
     (formula(*expected, grid) * weight).sum().backward()
@@ -117,10 +125,10 @@ def test_gradients_equal_the_formulas(way: str, dtype: torch.dtype) -> None:
 
 
 def test_tiles_divide_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sam_blvit.model.attend.TILE_BYTES", 1)
-    monkeypatch.setattr("sam_blvit.model.attend.LEAST_TILE", 4)
+    monkeypatch.setattr("sam_blvit.model.attention_backends.TILE_BYTES", 1)
+    monkeypatch.setattr("sam_blvit.model.attention_backends.LEAST_TILE", 4)
     given = asked(torch.float32, queries=11)  # tiles of 4, 4 and 3
-    with attention_way("tiles"), torch.no_grad():
+    with attention_backend("tiles"), torch.no_grad():
         torch.testing.assert_close(attend(*given).double(), formula(*given), rtol=0, atol=1e-5)
 
 
@@ -141,7 +149,7 @@ def test_tiles_never_hold_a_number_for_every_query_and_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "keys", "trained", "way"),
+    ("dtype", "keys", "trained", "backend"),
     [
         (torch.bfloat16, 256, False, "widened"),
         (torch.bfloat16, MANY_KEYS + 1, False, "tiles"),
@@ -151,35 +159,35 @@ def test_tiles_never_hold_a_number_for_every_query_and_key() -> None:
         (torch.float32, MANY_KEYS + 1, True, "eager"),
     ],
 )
-def test_a_cpu_takes_the_way_that_was_measured(dtype: torch.dtype, keys: int, trained: bool, way: str) -> None:
-    assert quickest_way(torch.zeros(1, dtype=dtype), keys=keys, trained=trained) == way
+def test_a_cpu_takes_the_backend_that_was_measured(dtype: torch.dtype, keys: int, trained: bool, backend: str) -> None:
+    assert fastest_backend(torch.zeros(1, dtype=dtype), keys=keys, trained=trained) == backend
 
 
 def test_other_devices_take_sdpa() -> None:
-    assert quickest_way(torch.zeros(1, device="meta"), keys=4096, trained=False) == "sdpa"
+    assert fastest_backend(torch.zeros(1, device="meta"), keys=4096, trained=False) == "sdpa"
 
 
-def test_a_way_holds_for_its_context_alone() -> None:
+def test_a_backend_holds_for_its_context_alone() -> None:
     seen: list[str] = []
     given = asked(torch.float32)
-    for way in ("eager", "tiles"):
-        WAYS[f"noted {way}"] = lambda *a, way=way: (seen.append(way), WAYS[way](*a))[1]
+    for backend in ("eager", "tiles"):
+        BACKENDS[f"noted {backend}"] = lambda *a, backend=backend: (seen.append(backend), BACKENDS[backend](*a))[1]
     try:
-        with attention_way("noted eager"):
-            with attention_way("noted tiles"):
+        with attention_backend("noted eager"):
+            with attention_backend("noted tiles"):
                 attend(*given)
             attend(*given)
         attend(*given)
     finally:
-        for way in ("eager", "tiles"):
-            del WAYS[f"noted {way}"]
+        for backend in ("eager", "tiles"):
+            del BACKENDS[f"noted {backend}"]
     assert seen == ["tiles", "eager"]
 
 
-def test_an_unknown_way_is_named() -> None:
+def test_an_unknown_backend_is_named() -> None:
     with (
-        pytest.raises(ValueError, match="way='fast' is not one of eager, sdpa, widened, tiles, flex"),
-        attention_way("fast"),
+        pytest.raises(ValueError, match="backend='fast' is not one of eager, sdpa, widened, tiles, flex"),
+        attention_backend("fast"),
     ):
         pass
 
@@ -191,10 +199,10 @@ def photographs() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(getattr(skimage.data, name)(), np.array(box)) for name, box in boxes.items()]
 
 
-def masks_of(photographs: list[tuple[np.ndarray, np.ndarray]], way: str, dtype: str) -> list[np.ndarray]:
+def masks_of(photographs: list[tuple[np.ndarray, np.ndarray]], backend: str, dtype: str) -> list[np.ndarray]:
     predictor = SamPredictor(sam_model_registry["blvit_s_t"](compute_dtype=dtype))
     masks = []
-    with attention_way(way):
+    with attention_backend(backend):
         for photograph, box in photographs:
             predictor.set_image(photograph)
             masks.append(predictor.predict(box=box, multimask_output=False)[0][0])
@@ -208,11 +216,11 @@ def expected(photographs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarra
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 0.99), ("bfloat16", 0.98)])
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "flex"])
-def test_every_way_masks_photographs_as_plain_float32_attention_does(
-    photographs: list[tuple[np.ndarray, np.ndarray]], expected: list[np.ndarray], way: str, dtype: str, least: float
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "flex"])
+def test_every_backend_masks_photographs_as_plain_float32_attention_does(
+    photographs: list[tuple[np.ndarray, np.ndarray]], expected: list[np.ndarray], backend: str, dtype: str, least: float
 ) -> None:
-    pairs = list(zip(masks_of(photographs, way, dtype), expected, strict=True))
+    pairs = list(zip(masks_of(photographs, backend, dtype), expected, strict=True))
     assert all(other.any() for _, other in pairs)
     # the median: where a mask is a close call between an object and its part, any rounding decides
     assert np.median([(mask & other).sum() / (mask | other).sum() for mask, other in pairs]) >= least
