@@ -21,7 +21,7 @@ test: $(VENV)/installed-dev
 
 evidence: $(VENV)/installed
 	$(if $(DATA),,$(error DATA is not given; name the directory that has real_train and real_eval: make evidence DATA=DIR))
-	$(BIN)/python -m benchmarks.evidence --data $(DATA) --output runs/evidence_reduced
+	$(BIN)/python -m studies.evidence --data $(DATA) --output runs/evidence_reduced
 	@echo "The tables are in runs/evidence_reduced/evidence.md; docs/evidence.md says how to make more of them"
 
 fuzz: $(VENV)/installed-dev

@@ -6,7 +6,7 @@ $ python eval/run_lvis.py ... --protocol runs/calibration/blvit-cal.json
 """
 
 from sam_blvit.cli import run
-from sam_blvit.commands import calibrate
+from sam_blvit.commands.scripts import calibrate
 
 if __name__ == "__main__":
     run(calibrate)

@@ -4,7 +4,7 @@ $ python eval/report.py runs/lvis runs/coco --output runs/report
 """
 
 from sam_blvit.cli import run
-from sam_blvit.commands import report
+from sam_blvit.commands.scripts import report
 
 if __name__ == "__main__":
     run(report)

@@ -6,7 +6,7 @@ $ python eval/run_coco.py ... --boxes gt
 """
 
 from sam_blvit.cli import run
-from sam_blvit.commands import evaluate_coco
+from sam_blvit.commands.scripts import evaluate_coco
 
 if __name__ == "__main__":
     run(evaluate_coco)

@@ -9,7 +9,7 @@ $ python eval/run_lvis.py ... --detections lvis_instances_results.json
 """
 
 from sam_blvit.cli import run
-from sam_blvit.commands import evaluate_lvis
+from sam_blvit.commands.scripts import evaluate_lvis
 
 if __name__ == "__main__":
     run(evaluate_lvis)

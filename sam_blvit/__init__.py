@@ -9,12 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sam_blvit.allocator import tune_allocator
-    from sam_blvit.checkpoint import CheckpointError, build_sam, load_sam, sam_model_registry, save_plain_sam, save_sam
+    from sam_blvit.automatic_mask_generator import SamAutomaticMaskGenerator
+    from sam_blvit.checkpoint.load import (
+        CheckpointError,
+        build_sam,
+        load_sam,
+        sam_model_registry,
+        save_plain_sam,
+        save_sam,
+    )
     from sam_blvit.config import MODELS, ModelConfig
-    from sam_blvit.everything import SamAutomaticMaskGenerator
     from sam_blvit.model.compiled import compile_encoder
     from sam_blvit.predictor import SamPredictor
+    from sam_blvit.system.allocator import tune_allocator
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,18 +39,18 @@ __all__ = [
     "tune_allocator",
 ]
 _MODULES = {
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "checkpoint.load",
     "MODELS": "config",
     "ModelConfig": "config",
-    "SamAutomaticMaskGenerator": "everything",
+    "SamAutomaticMaskGenerator": "automatic_mask_generator",
     "SamPredictor": "predictor",
-    "build_sam": "checkpoint",
+    "build_sam": "checkpoint.load",
     "compile_encoder": "model.compiled",
-    "load_sam": "checkpoint",
-    "sam_model_registry": "checkpoint",
-    "save_plain_sam": "checkpoint",
-    "save_sam": "checkpoint",
-    "tune_allocator": "allocator",
+    "load_sam": "checkpoint.load",
+    "sam_model_registry": "checkpoint.load",
+    "save_plain_sam": "checkpoint.load",
+    "save_sam": "checkpoint.load",
+    "tune_allocator": "system.allocator",
 }
 """The module that each public name lies in."""
 

@@ -19,11 +19,11 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from sam_blvit import __version__
-from sam_blvit.allocator import tune_allocator
+from sam_blvit.commands.flags import joined, list_flags, parsed, registry
+from sam_blvit.commands.recipe import preset_flags, recipe_flags
 from sam_blvit.config import THRESHOLDS, BenchmarkConfig, EverythingConfig, FlopsConfig, ImportConfig, SegmentConfig
-from sam_blvit.files import check_inputs_stay
-from sam_blvit.flags import joined, list_flags, parsed, registry
-from sam_blvit.recipe import preset_flags, recipe_flags
+from sam_blvit.system.allocator import tune_allocator
+from sam_blvit.system.files import check_inputs_stay
 
 USAGE_ERROR = 2
 PLAIN_SUFFIXES = (".pth", ".pt")
@@ -95,7 +95,7 @@ def segment(images: Positional[tuple[Path, ...]], config: OmitArgPrefixes[Segmen
     Args:
         images: Photographs, and directories of them; the prompts are the same for each.
     """
-    from sam_blvit.segment import segment as action  # PyTorch only where it is used
+    from sam_blvit.commands.segment import segment as action  # PyTorch only where it is used
 
     def masked() -> None:
         for result in action(images, config):
@@ -115,7 +115,7 @@ def everything(images: Positional[tuple[Path, ...]], config: OmitArgPrefixes[Eve
     Args:
         images: Photographs, and directories of them.
     """
-    from sam_blvit.segment_everything import segment_everything as action
+    from sam_blvit.commands.everything import segment_everything as action
 
     def masked() -> None:
         for result in action(images, config):
@@ -138,7 +138,7 @@ def flops(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefixes[F
     Args:
         models: Registry names; every model if none is named.
     """
-    from sam_blvit.measure.flops import flops as action
+    from sam_blvit.cost.macs import flops as action
 
     return lambda: print(action(models, config))
 
@@ -165,7 +165,7 @@ def convert(checkpoint: Positional[Path], output: Positional[Path], base: Path |
         base: The SAM that an adapter was trained for, if the checkpoint is an adapter.
     """
 
-    from sam_blvit.checkpoint import load_sam, save_plain_sam
+    from sam_blvit.checkpoint.load import load_sam, save_plain_sam
 
     def action() -> None:
         if output.suffix not in PLAIN_SUFFIXES:
@@ -184,7 +184,7 @@ def import_(model: Positional[str], config: OmitArgPrefixes[ImportConfig]) -> Ac
     Args:
         model: Registry name of the dense model that the weights are for, as in vit_s.
     """
-    from sam_blvit.importing.command import import_weights  # onnx only where it is used
+    from sam_blvit.commands.import_weights import import_weights  # onnx only where it is used
 
     return lambda: print(import_weights(model, config))
 

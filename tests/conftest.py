@@ -21,11 +21,11 @@ from segment_anything import modeling as sa
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from sam_blvit.allocator import tune_allocator
 from sam_blvit.config import MODELS, ModelConfig, compose, override, settings_of
+from sam_blvit.cost.macs import Macs, sam_macs
 from sam_blvit.evaluate import provenance
-from sam_blvit.measure.flops import Macs, sam_macs
 from sam_blvit.model.sam import Sam
+from sam_blvit.system.allocator import tune_allocator
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from sam_blvit.evaluate.summary import PROMPTS
+from sam_blvit.evaluate.metrics.summary import PROMPTS
 
 COLUMNS = ["seed", "ann_id", "image_id", "category_id", "area", "npix"]
 COLUMNS += [f"{kind}_{prompt}" for kind in ("iou", "piou", "biou") for prompt in PROMPTS]

@@ -14,10 +14,10 @@ import torch
 
 from sam_blvit.config import FinetuneConfig, compose
 from sam_blvit.data.samples import Damaged, Sample
-from sam_blvit.distributed import Processes
-from sam_blvit.train.accidents import TooMany, count_bad_step, count_damaged
-from sam_blvit.train.order import Batch
-from sam_blvit.train.state import Progress
+from sam_blvit.system.distributed import Processes
+from sam_blvit.train.batches import Batch
+from sam_blvit.train.run.failures import TooMany, count_bad_step, count_damaged
+from sam_blvit.train.run.state import Progress
 
 ALONE = Processes()
 Refused = Callable[..., Any]

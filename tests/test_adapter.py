@@ -12,8 +12,9 @@ from safetensors import safe_open
 from segment_anything import modeling as sa
 from torch import Tensor, nn
 
-from sam_blvit.adapter import BASE_KEY, base_sha256, save_adapter, tensors_sha256
-from sam_blvit.checkpoint import (
+from sam_blvit.checkpoint.adapter import BASE_KEY, base_sha256, save_adapter, tensors_sha256
+from sam_blvit.checkpoint.format import CONFIG_KEY
+from sam_blvit.checkpoint.load import (
     CheckpointError,
     is_big_little,
     load_any,
@@ -27,7 +28,6 @@ from sam_blvit.checkpoint import (
 from sam_blvit.config import MODELS, ModelConfig, WeightsConfig
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.stored import CONFIG_KEY
 
 Config = Callable[..., ModelConfig]
 OriginalSam = Callable[[ModelConfig], sa.Sam]

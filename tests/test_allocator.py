@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from sam_blvit.allocator import tune_allocator
+from sam_blvit.system.allocator import tune_allocator
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")

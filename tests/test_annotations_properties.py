@@ -19,8 +19,8 @@ from sam_blvit.data.manifest import read_ids
 from sam_blvit.data.sa1b import Sa1b
 from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
-from sam_blvit.evaluate.judges import check_annotations
-from sam_blvit.evaluate.truths import check_truths
+from sam_blvit.evaluate.metrics.judges import check_annotations
+from sam_blvit.evaluate.metrics.truths import check_truths
 from synthetic import write_flat
 
 pytestmark = pytest.mark.property

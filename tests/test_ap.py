@@ -19,7 +19,7 @@ from segment_anything import SamPredictor
 
 import fakes
 from datasets import SIZES, squares, write_annotations, write_dataset
-from sam_blvit.checkpoint import load_sam, save_sam
+from sam_blvit.checkpoint.load import load_sam, save_sam
 from sam_blvit.config import EvaluationConfig, ModelConfig
 from sam_blvit.evaluate.run import evaluate_coco, evaluate_lvis
 from sam_blvit.model.build import build_sam

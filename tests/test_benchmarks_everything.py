@@ -11,9 +11,9 @@ import pytest
 import segment_anything
 import skimage.data
 
-from benchmarks import everything_speed
 from sam_blvit import SamAutomaticMaskGenerator, sam_model_registry
 from sam_blvit.model.sam import Sam
+from studies import everything_speed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*positions interpolated:UserWarning")
 

@@ -20,15 +20,9 @@ import torch
 import yaml
 
 import runs
-from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import running
-from benchmarks.evidence.rows import BASELINE, DIAL, ROWS, SIZES, TABLES
-from benchmarks.evidence.running import PROGRAMS, run_chains
-from benchmarks.evidence.study import RECIPES, ROOT, EvidenceConfig, Study, Task
-from benchmarks.evidence.tables import NOT_RUN, ON_GPU, page, results
 from datasets import write_dataset
 from processes import Command
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.cli import run
 from sam_blvit.config import (
     CacheConfig,
@@ -40,6 +34,12 @@ from sam_blvit.config import (
     settings_of,
 )
 from sam_blvit.model.build import build_sam
+from studies.evidence import __main__ as command
+from studies.evidence import running
+from studies.evidence.rows import BASELINE, DIAL, ROWS, SIZES, TABLES
+from studies.evidence.running import PROGRAMS, run_chains
+from studies.evidence.study import RECIPES, ROOT, EvidenceConfig, Study, Task
+from studies.evidence.tables import NOT_RUN, ON_GPU, page, results
 from synthetic import write_tar
 
 Refused = Callable[..., Any]
@@ -296,8 +296,8 @@ def test_whoever_ends_it_ends_what_it_runs(by: signal.Signals, data: Path, tmp_p
     long = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     code = f"""
 import signal, sys
-from benchmarks.evidence.__main__ import evidence
-from benchmarks.evidence.running import PROGRAMS
+from studies.evidence.__main__ import evidence
+from studies.evidence.running import PROGRAMS
 from sam_blvit.cli import run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 PROGRAMS["python"] = (sys.executable, "-c", {long!r})
@@ -449,7 +449,7 @@ def test_a_caption_says_size_steps_seeds_and_machine(study: Callable[..., Study]
     text = page(made, results(made))
     for words in ("`reduced`: 128 px, 7 steps of 4 photographs", "Seeds of training: 3; of prompts: 0."):
         assert words in text
-    assert "Machine: EPYC, 2 threads, torch 2.15.0. On a GPU: `python -m benchmarks.evidence --data DATA" in text
+    assert "Machine: EPYC, 2 threads, torch 2.15.0. On a GPU: `python -m studies.evidence --data DATA" in text
 
 
 def test_a_caption_names_a_machine_once(study: Callable[..., Study]) -> None:

@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks import router_look
-from benchmarks.router_look import Look, Places, objects_on_tokens
 from datasets import annotation, write_annotations, write_images
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.cli import run
 from sam_blvit.config import ModelConfig
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
-from sam_blvit.measure.mode import measuring
 from sam_blvit.model.build import build_sam
+from sam_blvit.model.measuring import measuring
 from sam_blvit.model.sam import Sam
 from sam_blvit.model.windows import WindowLayout
+from studies import router_look
+from studies.router_look import Look, Places, objects_on_tokens
 
 SQUARE = annotation(1, 3, 4, 4, 20)
 """On a photograph of 64 x 64, which the tiny model sees as 128 x 128 in 8 x 8 tokens: pixels 8 to 47, so that tokens

@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import router_oracle
-from benchmarks.router_oracle import RANKINGS, Chosen, Outcome, dealt, ranked
 from conftest import TINY
 from datasets import CROWD, EMPTY, squares, write_annotations, write_images
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.cli import run
 from sam_blvit.config import MODELS, ModelConfig
 from sam_blvit.data.instances import find_images, read_instances
-from sam_blvit.evaluate.overlap import iou
+from sam_blvit.evaluate.metrics.overlap import iou
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.encoder import Encoding
 from sam_blvit.model.router import Routing
 from sam_blvit.model.sam import Sam
 from sam_blvit.model.windows import WindowLayout
 from sam_blvit.predictor import SamPredictor
+from studies import router_oracle
+from studies.router_oracle import RANKINGS, Chosen, Outcome, dealt, ranked
 from synthetic import write_flat
 
 IMAGES = (3, 4)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks import training_estimate, training_speed
 from conftest import TINY, with_settings
 from sam_blvit.config import MODELS, compose, override
 from sam_blvit.model.build import build_sam
 from sam_blvit.train import objective
+from studies import training_estimate, training_speed
 from synthetic import write_flat
 
 pytestmark = pytest.mark.filterwarnings("ignore:blvit_tiny.*plain SAM:UserWarning")

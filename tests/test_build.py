@@ -9,7 +9,7 @@ import pytest
 import segment_anything
 import torch
 
-from sam_blvit.checkpoint import is_big_little
+from sam_blvit.checkpoint.load import is_big_little
 from sam_blvit.config import MODELS, ModelConfig
 from sam_blvit.model.build import build_sam
 

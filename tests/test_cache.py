@@ -16,16 +16,16 @@ from torch import Tensor
 
 from exports import export_sam
 from processes import run_in_two
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.config import MODELS, CacheConfig, FinetuneConfig, ModelConfig, compose
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.train import cache
-from sam_blvit.train.cache import cache_teacher
-from sam_blvit.train.embeddings import EmbeddingWriter
-from sam_blvit.train.teacher import CachedTeacher, LiveTeacher, load_student_and_teacher, teacher_for
+from sam_blvit.train.teacher.cache import cache_teacher
+from sam_blvit.train.teacher.embeddings import EmbeddingWriter
+from sam_blvit.train.teacher.targets import CachedTeacher, LiveTeacher, load_student_and_teacher, teacher_for
 from synthetic import write_flat
 
 ROOT = Path(__file__).parents[1]
@@ -406,9 +406,9 @@ def test_a_damaged_header_is_named(
 TOGETHER = """
 import sys
 from pathlib import Path
-from sam_blvit.checkpoint import read_checkpoint
+from sam_blvit.checkpoint.load import read_checkpoint
 from sam_blvit.config import MODELS, CacheConfig, compose
-from sam_blvit.train.cache import cache_teacher
+from sam_blvit.train.teacher.cache import cache_teacher
 
 data, teacher, output = map(Path, sys.argv[1:])
 MODELS["vit_tiny"] = read_checkpoint(teacher)[1]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from datasets import squares, write_annotations, write_dataset
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.config import CalibrationConfig, EvaluationConfig, ModelConfig
 from sam_blvit.evaluate.calibrate import PAPER, Candidate, calibrate
-from sam_blvit.evaluate.protocols import PROTOCOLS, protocol_named
+from sam_blvit.evaluate.protocol.protocols import PROTOCOLS, protocol_named
 from sam_blvit.evaluate.run import evaluate_lvis
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sam_blvit.benchmark.cells import DEFAULT_MODELS, Cell, Row, photograph_size, plan
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.config import BenchmarkConfig, ModelConfig
 from sam_blvit.model.build import build_sam
 
@@ -65,7 +65,7 @@ def test_threads_and_allocators_are_a_cpus(monkeypatch: pytest.MonkeyPatch) -> N
 def test_auto_is_the_dtype_that_the_device_multiplies(
     monkeypatch: pytest.MonkeyPatch, has_it: bool, dtype: str
 ) -> None:
-    monkeypatch.setattr("sam_blvit.distributed.multiplies_bfloat16", lambda _: has_it)
+    monkeypatch.setattr("sam_blvit.system.distributed.multiplies_bfloat16", lambda _: has_it)
     (group,) = plan(["vit_tiny"], BenchmarkConfig(devices=("cpu",), dtypes=("auto", dtype)))
     assert [row.cell.dtype for row in group.rows] == [dtype]
 

@@ -10,9 +10,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from sam_blvit.evaluate.charts import COLOURS, Point, cost_chart, keep_chart, reliability_chart, size_chart
-from sam_blvit.evaluate.statistics import reliability
-from sam_blvit.evaluate.summary import PROMPTS
+from sam_blvit.evaluate.metrics.statistics import reliability
+from sam_blvit.evaluate.metrics.summary import PROMPTS
+from sam_blvit.evaluate.report.charts import COLOURS, Point, cost_chart, keep_chart, reliability_chart, size_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -22,7 +22,8 @@ from torch._dynamo.testing import CompileCounter
 
 from conftest import VARIANTS
 from sam_blvit import build_sam as build_default
-from sam_blvit.checkpoint import (
+from sam_blvit.checkpoint.format import CONFIG_KEY
+from sam_blvit.checkpoint.load import (
     SHIPPED_WEIGHTS,
     CheckpointError,
     is_big_little,
@@ -35,10 +36,9 @@ from sam_blvit.checkpoint import (
     save_sam,
 )
 from sam_blvit.config import MODELS, THRESHOLDS, ModelConfig, WeightsConfig, override
-from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.stored import CONFIG_KEY
+from sam_blvit.system.files import file_sha256
 
 Config = Callable[..., ModelConfig]
 OriginalSam = Callable[[ModelConfig], sa.Sam]
@@ -427,7 +427,7 @@ def test_a_models_file_is_written_atomically(sam: Sam, tmp_path: Path, monkeypat
     def fail(*_args: object, **_kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("sam_blvit.stored.save_file", fail)
+    monkeypatch.setattr("sam_blvit.checkpoint.format.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_sam(sam, path)
     assert file_sha256(path) == before

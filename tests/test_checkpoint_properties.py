@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conftest import TINY
-from sam_blvit.checkpoint import CheckpointError, build_from_registry, is_big_little
+from sam_blvit.checkpoint.load import CheckpointError, build_from_registry, is_big_little
 from sam_blvit.config import override
 from sam_blvit.model.build import build_sam
 

@@ -19,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sam_blvit.checkpoint import base_sha256, save_adapter, save_plain_sam, save_sam
+from sam_blvit.checkpoint.load import base_sha256, save_adapter, save_plain_sam, save_sam
 from sam_blvit.cli import main, run
+from sam_blvit.commands.flags import joined, list_flags
 from sam_blvit.config import (
     MODELS,
     BenchmarkConfig,
@@ -36,7 +37,6 @@ from sam_blvit.config import (
     kinds_of,
     parts_of,
 )
-from sam_blvit.flags import joined, list_flags
 from sam_blvit.model.build import build_sam
 
 ROOT = Path(__file__).parents[1]

@@ -22,10 +22,10 @@ from torch import nn
 from sam_blvit.config import ModelConfig
 from sam_blvit.data.instances import Instance
 from sam_blvit.data.prompts import Click, centre_error_point, centre_point, uniform_error_point, uniform_points
-from sam_blvit.evaluate.clicks import Asked, Examiner, tightest_box
 from sam_blvit.evaluate.photographs import Truth
-from sam_blvit.evaluate.protocols import PROTOCOLS, Protocol, protocol_named
-from sam_blvit.evaluate.view import Answer, Prompt, View
+from sam_blvit.evaluate.protocol.clicks import Asked, Examiner, tightest_box
+from sam_blvit.evaluate.protocol.protocols import PROTOCOLS, Protocol, protocol_named
+from sam_blvit.evaluate.protocol.view import Answer, Prompt, View
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 

@@ -15,7 +15,7 @@ from PIL import Image
 from datasets import annotation, squares, write_annotations, write_dataset, write_images, write_odd_dataset
 from sam_blvit.data.coco import Coco
 from sam_blvit.data.instances import find_images, read_instances
-from sam_blvit.files import file_sha256
+from sam_blvit.system.files import file_sha256
 
 
 def source(root: Path) -> Coco:

@@ -11,14 +11,14 @@ import pytest
 
 from datasets import write_dataset
 from sam_blvit.config import FinetuneConfig, ModelConfig, compose
-from sam_blvit.distributed import Processes
 from sam_blvit.evaluate import comparison
-from sam_blvit.evaluate.comparison import compare, comparison_table
+from sam_blvit.evaluate.in_training.comparison import compare, comparison_table
+from sam_blvit.evaluate.in_training.validation import Validation
 from sam_blvit.evaluate.provenance import gmacs
-from sam_blvit.evaluate.validation import Validation
-from sam_blvit.measure.latency import processor
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
+from sam_blvit.system.distributed import Processes
+from sam_blvit.system.machine import processor
 
 pytestmark = pytest.mark.usefixtures("counted_once")
 

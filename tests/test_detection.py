@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from sam_blvit.data.instances import ImageRecord, Instance
-from sam_blvit.evaluate.detection import Detection, ground_truth_boxes, read_detections, result_entry
+from sam_blvit.evaluate.metrics.detection import Detection, ground_truth_boxes, read_detections, result_entry
 
 HEIGHT, WIDTH = 120, 140
 IMAGES = {number: ImageRecord(number, HEIGHT, WIDTH, f"{number}.jpg", "val2017") for number in (1, 2)}

@@ -11,7 +11,7 @@ import torch
 
 from processes import run_in_two
 from sam_blvit.config import MachineConfig
-from sam_blvit.distributed import Processes, joined_processes, pick_device, pick_dtype
+from sam_blvit.system.distributed import Processes, joined_processes, pick_device, pick_dtype
 from sam_blvit.train.precision import with_precision
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +153,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 from torch import distributed
-from sam_blvit.distributed import joined_processes
+from sam_blvit.system.distributed import joined_processes
 
 directory, seen = Path(sys.argv[1]), {}
 with joined_processes() as processes:

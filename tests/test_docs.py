@@ -23,7 +23,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-SCRIPT = re.compile(r"(?:tools|eval|benchmarks)/\w+\.py")
+SCRIPT = re.compile(r"(?:tools|eval|studies)/\w+\.py")
 RUNS = [path.relative_to(ROOT).as_posix() for folder in ("tools", "eval") for path in (ROOT / folder).glob("*.py")]
 LEFT_OUT = {
     "tools/finetune.py": "--data D --teacher T --holdout 1 --output O",
@@ -64,9 +64,7 @@ def commands(page: Path) -> Iterator[str]:
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
     for line in [*lines, *(span for span in spans if " " in span)]:
         for part in line.split(" && "):
-            if re.match(
-                r"sam-blvit |make \w|(python|torchrun|sbatch|\.\.\.) .*\w|(tools|eval|benchmarks)/\w+\.py ", part
-            ):
+            if re.match(r"sam-blvit |make \w|(python|torchrun|sbatch|\.\.\.) .*\w|(tools|eval|studies)/\w+\.py ", part):
                 yield part
 
 
@@ -78,7 +76,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], None]:
     """Parse words as `sam-blvit` or a script of this repository does, without acting."""
 
     def act(program: str, words: list[str]) -> None:
-        monkeypatch.setattr(cli, "_call", cli._parsed)
+        monkeypatch.setattr(cli, "_call", cli.parsed)
         monkeypatch.chdir(ROOT)
         if program == "sam-blvit":
             cli.main(words)
@@ -107,7 +105,7 @@ def test_every_page_of_docs_is_in_the_navigation(page: Path) -> None:
 
 @every_page
 def test_named_files_exist(page: Path) -> None:
-    named = r"(?<![\w/.])(?:configs|tools|eval|tests|benchmarks|docs|notebooks)/[\w/]+\.(?:yaml|py|sbatch|md|ipynb)\b"
+    named = r"(?<![\w/.])(?:configs|tools|eval|tests|studies|docs|notebooks)/[\w/]+\.(?:yaml|py|sbatch|md|ipynb)\b"
     assert [name for name in re.findall(named, page.read_text()) if not (ROOT / name).is_file()] == []
 
 
@@ -129,7 +127,7 @@ def test_commands_are_accepted(page: str, command: str, parse: Callable[[str, li
             parse(program, [*rest, "--help"])
     elif program in {"sam-blvit", *RUNS} and rest != ["--help"]:
         parse(program, rest)
-    elif program.startswith("benchmarks/"):
+    elif program.startswith("studies/"):
         names = {word for word in rest if word.startswith("--")}
         source = "".join(path.read_text() for path in sources_of(program))
         assert [name for name in names if name[2:].replace("-", "_") not in source and name not in source] == []
@@ -148,7 +146,7 @@ def script(words: list[str]) -> list[str]:
 
 
 def sources_of(program: str) -> list[Path]:
-    """The files of a script or package in benchmarks/, and of the settings that it shares with training."""
+    """The files of a script or package in studies/, and of the settings that it shares with training."""
     path = ROOT / program
     return [*([path] if path.is_file() else path.glob("*.py")), *(ROOT / "sam_blvit" / "config").rglob("*.py")]
 
@@ -163,7 +161,7 @@ def test_every_flag_that_pages_name_exists(
     for program, words in [*asked, *((name, ["--help"]) for name in RUNS)]:
         with pytest.raises(SystemExit):
             parse(program, words)
-    sources = "".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "studies").rglob("*.py"))
     known = set(re.findall(r"--([a-z][a-z-]*)", capsys.readouterr().out + sources)) | FOREIGN_FLAGS
     fields = set(re.findall(r"^ +(\w+): ", sources, re.MULTILINE))
     for page in PAGES:

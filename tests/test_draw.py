@@ -16,7 +16,7 @@ from sam_blvit.config import SubsetConfig, TrainingDataConfig
 from sam_blvit.data.draw import draw_subset
 from sam_blvit.data.manifest import read_manifest
 from sam_blvit.data.sources import training_source
-from sam_blvit.files import file_sha256
+from sam_blvit.system.files import file_sha256
 from synthetic import write_flat, write_tar
 
 

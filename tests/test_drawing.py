@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam_blvit.drawing import (
+from sam_blvit.draw.pictures import (
     BOX,
     MASK,
     NEGATIVE,

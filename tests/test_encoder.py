@@ -597,7 +597,7 @@ import torch
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from sam_blvit.config import ModelConfig
-from sam_blvit.distributed import joined_processes
+from sam_blvit.system.distributed import joined_processes
 from sam_blvit.model.encoder import ImageEncoder
 
 def learned(encoder, x):

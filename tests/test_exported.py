@@ -17,14 +17,14 @@ from segment_anything.modeling import Sam as OriginalSam
 
 from exports import export_sam
 from sam_blvit.benchmark.command import benchmark
-from sam_blvit.checkpoint import load_any
+from sam_blvit.checkpoint.format import CheckpointError
+from sam_blvit.checkpoint.load import load_any
 from sam_blvit.config import BenchmarkConfig, EvaluationConfig, WeightsConfig
 from sam_blvit.evaluate.run import evaluate_lvis
 from sam_blvit.exported.decoder import read_decoder
 from sam_blvit.exported.encoder import ExportedEncoder
 from sam_blvit.exported.sam import decoder_beside, load_exported
 from sam_blvit.model.decoder import decode
-from sam_blvit.stored import CheckpointError
 
 Refused = Callable[[type[Exception], str], AbstractContextManager[Any]]
 Exported = tuple[OriginalSam, Path, Path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from sam_blvit.figures import LONGEST_NAME, legend, short, svg
+from sam_blvit.draw.charts import LONGEST_NAME, legend, short, svg
 
 
 def drawn() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_blvit.files import check_inputs_stay, file_sha256, parse_json, write_atomically, write_json
+from sam_blvit.system.files import check_inputs_stay, file_sha256, parse_json, write_atomically, write_json
 
 
 def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -98,9 +98,7 @@ def test_json_that_cannot_be_read_is_a_value_error(text: str | bytes) -> None:
 def test_json_is_read_by_parse_json_alone() -> None:
     """`json.loads` ends in a traceback where the text is nested deeply; a config, which imports nothing, catches it."""
     root = Path(__file__).parents[1]
-    modules = [
-        path for folder in ("sam_blvit", "tools", "eval", "benchmarks") for path in root.glob(f"{folder}/**/*.py")
-    ]
+    modules = [path for folder in ("sam_blvit", "tools", "eval", "studies") for path in root.glob(f"{folder}/**/*.py")]
     texts = {str(path.relative_to(root)): path.read_text().replace("json.loads(json.dumps(", "") for path in modules}
     plain = {name for name, text in texts.items() if "json.load" in text}
-    assert plain == {"sam_blvit/files.py", "sam_blvit/config/model.py"}
+    assert plain == {"sam_blvit/system/files.py", "sam_blvit/config/model.py"}

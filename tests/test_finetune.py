@@ -16,11 +16,11 @@ import torch
 
 from datasets import write_annotations, write_images
 from processes import assert_each_once, assert_equal_models, diary, finish, gradients, kill, seen, start
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.interrupt import REQUEUE
+from sam_blvit.train.run.interrupt import REQUEUE
 from synthetic import write_tar
 from trainer import LINEAR, MISCOUNTED
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from sam_blvit.measure import flops as module
 from segment_anything import modeling as sa
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import VARIANTS
 from sam_blvit.config import MODELS, FlopsConfig, ModelConfig, model_config
-from sam_blvit.measure import flops as module
-from sam_blvit.measure.flops import G, MacCount, Macs, count_macs, flops, sam_macs
+from sam_blvit.cost.macs import G, MacCount, Macs, count_macs, flops, sam_macs
 from sam_blvit.model.build import build_sam
 
 Tiny = Callable[..., ModelConfig]

@@ -12,13 +12,13 @@ import torch
 
 from conftest import with_settings
 from sam_blvit import __version__
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.config import PRESETS, FinetuneConfig, ModelConfig, compose, kinds_of
 from sam_blvit.data.sources import training_source
-from sam_blvit.distributed import Processes
-from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
-from sam_blvit.train.identity import MAY_CHANGE, run_identity, run_origin
+from sam_blvit.system.distributed import Processes
+from sam_blvit.system.files import file_sha256
+from sam_blvit.train.run.identity import MAY_CHANGE, run_identity, run_origin
 from synthetic import write_flat
 
 Config = Callable[..., ModelConfig]

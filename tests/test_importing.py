@@ -11,17 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from sam_blvit.importing import command
 from torch import Tensor, nn
 
 from exports import export, export_sam
-from sam_blvit.checkpoint import load_sam, read_metadata
+from sam_blvit.checkpoint.foreign import read_plain_vit, resize_patches
+from sam_blvit.checkpoint.format import CheckpointError
+from sam_blvit.checkpoint.load import load_sam, read_metadata
+from sam_blvit.commands.import_weights import import_weights
 from sam_blvit.config import ImportConfig, ModelConfig, override
-from sam_blvit.files import file_sha256
-from sam_blvit.importing import command
-from sam_blvit.importing.command import import_weights
-from sam_blvit.importing.plain_vit import read_plain_vit, resize_patches
 from sam_blvit.model.build import build_sam
-from sam_blvit.stored import CheckpointError
+from sam_blvit.system.files import file_sha256
 
 Config = Callable[..., ModelConfig]
 Refused = Callable[[type[Exception], str], AbstractContextManager[Any]]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from sam_blvit.checkpoint.format import is_big_little
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.stored import is_big_little
-from sam_blvit.train.inherit import inherit
+from sam_blvit.train.teacher.inherit import inherit
 
 Config = Callable[..., ModelConfig]
 ENCODER = "image_encoder."

@@ -15,6 +15,10 @@ from PIL import Image
 from datasets import squares, write_annotations, write_images
 from sam_blvit.benchmark.command import benchmark
 from sam_blvit.cli import main
+from sam_blvit.commands.everything import segment_everything
+from sam_blvit.commands.finetune import finetune
+from sam_blvit.commands.import_weights import import_weights
+from sam_blvit.commands.segment import segment
 from sam_blvit.config import (
     BenchmarkConfig,
     CacheConfig,
@@ -29,13 +33,9 @@ from sam_blvit.config import (
 )
 from sam_blvit.data.draw import draw_subset
 from sam_blvit.evaluate.calibrate import calibrate
-from sam_blvit.evaluate.report import report
+from sam_blvit.evaluate.report.page import report
 from sam_blvit.evaluate.run import evaluate_coco, evaluate_lvis
-from sam_blvit.finetune import finetune
-from sam_blvit.importing.command import import_weights
-from sam_blvit.segment import segment
-from sam_blvit.segment_everything import segment_everything
-from sam_blvit.train.cache import cache_teacher
+from sam_blvit.train.teacher.cache import cache_teacher
 from synthetic import write_tar
 
 OUT = Path("out")

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from sam_blvit.data.instances import ImageRecord, Instance, find_images, read_instances
 from sam_blvit.data.segmentation import run_lengths
-from sam_blvit.files import file_sha256
+from sam_blvit.system.files import file_sha256
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real_eval"
 HEIGHT, WIDTH = 10, 12

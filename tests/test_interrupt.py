@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from sam_blvit.train.interrupt import Interrupt
+from sam_blvit.train.run.interrupt import Interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

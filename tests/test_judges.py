@@ -20,9 +20,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam_blvit.data.instances import Dataset, read_instances
-from sam_blvit.evaluate.detection import Detection, ground_truth_boxes, result_entry
-from sam_blvit.evaluate.judges import category_ids, check_annotations, judge_coco, judge_lvis
-from sam_blvit.evaluate.truths import check_truths
+from sam_blvit.evaluate.metrics.detection import Detection, ground_truth_boxes, result_entry
+from sam_blvit.evaluate.metrics.judges import category_ids, check_annotations, judge_coco, judge_lvis
+from sam_blvit.evaluate.metrics.truths import check_truths
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning:lvis")
 

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sam_blvit.measure import latency
 from segment_anything import modeling as sa
 
 from sam_blvit.config import ModelConfig
-from sam_blvit.measure import latency
-from sam_blvit.measure.latency import milliseconds, now, processor
+from sam_blvit.cost.latency import milliseconds, now
 from sam_blvit.model.build import build_sam
+from sam_blvit.system.machine import processor
 
 Config = Callable[..., ModelConfig]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_blvit.train.log import Log
+from sam_blvit.train.run.log import Log
 
 
 def log(output: Path, *, step: int = 0, **options: bool) -> Log:

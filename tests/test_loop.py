@@ -18,19 +18,19 @@ from torch import Tensor
 
 from conftest import TINY, with_settings
 from sam_blvit import finetune as finetune_module
-from sam_blvit.checkpoint import base_sha256, is_big_little, load_sam, read_metadata, sam_model_registry, save_sam
+from sam_blvit.checkpoint.load import base_sha256, is_big_little, load_sam, read_metadata, sam_model_registry, save_sam
+from sam_blvit.commands.finetune import finetune
 from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, compose, override
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
-from sam_blvit.finetune import finetune
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.train import setup
-from sam_blvit.train.accidents import BAD_STEPS_FILE
+from sam_blvit.train.batches import Batch
 from sam_blvit.train.loop import BEST_FILE, MODEL_FILE, Loop, schedule_length
 from sam_blvit.train.optim import schedule
-from sam_blvit.train.order import Batch
+from sam_blvit.train.run.failures import BAD_STEPS_FILE
+from sam_blvit.train.run.state import Progress, read_progress
 from sam_blvit.train.setup import Training
-from sam_blvit.train.state import Progress, read_progress
 from sam_blvit.train.step import Stepper, StepResult, keep_ratio_of
 from synthetic import write_flat, write_tar
 

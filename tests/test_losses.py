@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_blvit.model.windows import WindowLayout
-from sam_blvit.train.losses import (
+from sam_blvit.train.loss.terms import (
     Comparison,
     Distillation,
     Heads,

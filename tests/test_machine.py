@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sam_blvit.benchmark.machine import machine
+from sam_blvit.system.machine import machine
 
 
 def test_a_cpu_is_named_with_threads_versions_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,9 @@ from sam_blvit.config import ModelConfig
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.data.prompts import corners, uniform_points
 from sam_blvit.evaluate.masks import LowestSoFar, MaskMeasure, Measurement, measure_masks
-from sam_blvit.evaluate.overlap import boundary_iou
-from sam_blvit.evaluate.perturb import perturbation_named
-from sam_blvit.evaluate.protocols import PROTOCOLS
+from sam_blvit.evaluate.metrics.overlap import boundary_iou
+from sam_blvit.evaluate.protocol.perturb import perturbation_named
+from sam_blvit.evaluate.protocol.protocols import PROTOCOLS
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sam_blvit.config import ModelConfig
-from sam_blvit.measure.mode import measuring
 from sam_blvit.model.build import build_sam
+from sam_blvit.model.measuring import measuring
 from sam_blvit.model.sam import Sam
 
 

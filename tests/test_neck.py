@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from sam_blvit import SamPredictor
-from sam_blvit.checkpoint import load_sam, save_plain_sam, save_sam
+from sam_blvit.checkpoint.load import load_sam, save_plain_sam, save_sam
 from sam_blvit.config import MODELS, ModelConfig, override
-from sam_blvit.measure.flops import count_macs
+from sam_blvit.cost.macs import count_macs
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 

@@ -16,8 +16,8 @@ from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.objective import Objective, StepPlan, cells_along, valid_cells
-from sam_blvit.train.teacher import LiveTeacher
+from sam_blvit.train.loss.objective import Objective, StepPlan, cells_along, valid_cells
+from sam_blvit.train.teacher.targets import LiveTeacher
 from synthetic import write_flat
 
 Config = Callable[..., ModelConfig]

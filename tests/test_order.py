@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sam_blvit.distributed import Processes
-from sam_blvit.train.order import Batches
+from sam_blvit.system.distributed import Processes
+from sam_blvit.train.batches import Batches
 
 
 def batches(**options: object) -> Batches:

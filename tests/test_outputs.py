@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.cli import main
+from sam_blvit.commands.outputs import find_photographs, plan_outputs
 from sam_blvit.config import MODELS
 from sam_blvit.model.build import build_sam
-from sam_blvit.outputs import find_photographs, plan_outputs
 
 ENDINGS = {"json": ".json", "mask": "_mask.png"}
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import pytest
 
 from conftest import TINY
-from sam_blvit.checkpoint import load_sam
+from sam_blvit.checkpoint.load import load_sam
+from sam_blvit.commands.finetune import finetune
 from sam_blvit.config import MODELS, FinetuneConfig, compose, override
 from sam_blvit.data.sources import Source, training_source
-from sam_blvit.distributed import Processes
-from sam_blvit.evaluate.validation import Validation
-from sam_blvit.finetune import finetune
+from sam_blvit.evaluate.in_training.validation import Validation
+from sam_blvit.system.distributed import Processes
 from sam_blvit.train.loop import MODEL_FILE
 from synthetic import write_tar
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sam_blvit.evaluate.overlap import boundary_iou, iou
+from sam_blvit.evaluate.metrics.overlap import boundary_iou, iou
 
 
 def blobs(seed: int, height: int, width: int) -> np.ndarray:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sam_blvit.config import FinetuneConfig, ModelConfig, compose
-from sam_blvit.distributed import Processes
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.objective import Objective
+from sam_blvit.system.distributed import Processes
+from sam_blvit.train.loss.objective import Objective
 from sam_blvit.train.optim import MovingAverage
 from sam_blvit.train.parallel import gradients_join, whole, wrapped
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_blvit.evaluate.perturb import CLEAN, perturbation_named, perturbations_named
+from sam_blvit.evaluate.protocol.perturb import CLEAN, perturbation_named, perturbations_named
 
 NAMES = ["clean", "dark", "jpeg30", "shift2"]
 BOX = (1.5, 2.0, 4.0, 6.25)

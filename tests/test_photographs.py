@@ -12,8 +12,8 @@ from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sam_blvit.data.instances import ImageFile, Instance
-from sam_blvit.evaluate.perturb import CLEAN, Perturbation, perturbation_named
 from sam_blvit.evaluate.photographs import Photograph, Truth, by_image, photographs, truth_of
+from sam_blvit.evaluate.protocol.perturb import CLEAN, Perturbation, perturbation_named
 
 SIDE = 64
 SIZES = {7: (45, 60), 3: (75, 35), 5: (64, 64), 9: (130, 97), 2: (20, 90)}

@@ -12,12 +12,12 @@ from PIL import Image
 
 from sam_blvit.config import ModelConfig
 from sam_blvit.data.samples import Sample
-from sam_blvit.drawing import draw_objects, routing_map
+from sam_blvit.draw.pictures import draw_objects, routing_map
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor
 from sam_blvit.train import pictures
-from sam_blvit.train.pictures import draw_step
+from sam_blvit.train.run.pictures import draw_step
 
 GAP = 8
 """Paper around a panel."""

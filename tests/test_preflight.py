@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from conftest import TINY, macs_once
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
+from sam_blvit.commands.finetune import finetune
 from sam_blvit.config import MODELS, FinetuneConfig, compose, override
+from sam_blvit.cost.macs import sam_macs
 from sam_blvit.data.sources import training_source
-from sam_blvit.distributed import Processes
-from sam_blvit.finetune import finetune
-from sam_blvit.measure.flops import sam_macs
 from sam_blvit.model.build import build_sam
+from sam_blvit.system.distributed import Processes
 from sam_blvit.train import preflight as module
 from sam_blvit.train.preflight import GIB, dry_run_data, preflight
 from sam_blvit.train.setup import Training, prepare

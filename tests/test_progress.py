@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from sam_blvit.progress import announce
+from sam_blvit.system.progress import announce
 
 
 class Terminal(io.StringIO):

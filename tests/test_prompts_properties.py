@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import TINY
-from sam_blvit.everything import SamAutomaticMaskGenerator
+from sam_blvit.automatic_mask_generator import SamAutomaticMaskGenerator
 from sam_blvit.model.build import build_sam
 from sam_blvit.predictor import SamPredictor
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sam_blvit.evaluate.protocols import PROTOCOLS, Protocol, protocol_named
+from sam_blvit.evaluate.protocol.protocols import PROTOCOLS, Protocol, protocol_named
 
 PUBLISHED = {
     "blvit": ("uniform", "uniform", "argmax"),

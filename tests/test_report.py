@@ -16,8 +16,8 @@ import pytest
 from runs import COMMON, PROTOCOL, ap_run, by_prompt, miou_run, rows_of, with_worst, write_json
 from sam_blvit import cli
 from sam_blvit.config import ReportConfig
-from sam_blvit.evaluate.report import report
-from sam_blvit.evaluate.summary import PROMPTS
+from sam_blvit.evaluate.metrics.summary import PROMPTS
+from sam_blvit.evaluate.report.page import report
 
 Refused = Callable[[type[Exception], str], AbstractContextManager[object]]
 

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from sam_blvit.measure import revision as module
-from sam_blvit.measure.revision import git_revision
+
+from sam_blvit.system.revision import git_revision
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

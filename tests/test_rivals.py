@@ -10,11 +10,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import nn
 
-from benchmarks.rivals import TinyViT, WindowBlock, efficient_sam_s, efficient_sam_ti, mobile_sam
-from sam_blvit.checkpoint import load_any
+from sam_blvit.checkpoint.load import load_any
 from sam_blvit.config import WeightsConfig
-from sam_blvit.measure.flops import G, sam_macs
+from sam_blvit.cost.macs import G, sam_macs
 from sam_blvit.model.decoder import decode
+from studies.rivals import TinyViT, WindowBlock, efficient_sam_s, efficient_sam_ti, mobile_sam
 
 RIVALS = [mobile_sam, efficient_sam_ti, efficient_sam_s]
 SMALL = 128
@@ -61,6 +61,6 @@ def test_windows_see_their_own_tokens_alone() -> None:
 
 def test_a_rival_is_named_from_the_repositorys_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
-    sam = load_any(WeightsConfig(model="benchmarks.rivals:mobile_sam", device="cpu"))
+    sam = load_any(WeightsConfig(model="studies.rivals:mobile_sam", device="cpu"))
     assert isinstance(sam.image_encoder, TinyViT)
     assert not sam.training

@@ -16,11 +16,11 @@ from sam_blvit.data.samples import Sample
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.decoder import predict_masks
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.losses import Heads, MaskLoss, Truth, compare, mask_loss
-from sam_blvit.train.predict import Answer, embed_points, predict_all
-from sam_blvit.train.rounds import PromptedMasks, ask, mask_losses
-from sam_blvit.train.sampling import Draws, loss_places
-from sam_blvit.train.simulate import add_error_points, draw_prompts
+from sam_blvit.train.loss.predict import Answer, embed_points, predict_all
+from sam_blvit.train.loss.prompts import add_error_points, draw_prompts
+from sam_blvit.train.loss.rounds import PromptedMasks, ask, mask_losses
+from sam_blvit.train.loss.sampling import Draws, loss_places
+from sam_blvit.train.loss.terms import Heads, MaskLoss, Truth, compare, mask_loss
 
 SIDE = 64
 
@@ -75,7 +75,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[Promp
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr("sam_blvit.train.rounds.ask", asked)
+        patch.setattr("sam_blvit.train.loss.rounds.ask", asked)
         yield rounds
 
 
@@ -89,7 +89,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return predict_masks(decoder, **given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sam_blvit.train.predict.predict_masks", asked)
+        patch.setattr("sam_blvit.train.loss.predict.predict_masks", asked)
         yield calls
 
 
@@ -226,8 +226,8 @@ def test_every_round_draws_anew(sam: Sam, monkeypatch: pytest.MonkeyPatch) -> No
         looked.append(loss_places(torch.zeros_like(logits[:, :1]), **given))  # whatever the answer
         return looked[-1]
 
-    monkeypatch.setattr("sam_blvit.train.rounds.add_error_points", adding)
-    monkeypatch.setattr("sam_blvit.train.rounds.loss_places", placing)
+    monkeypatch.setattr("sam_blvit.train.loss.rounds.add_error_points", adding)
+    monkeypatch.setattr("sam_blvit.train.loss.rounds.loss_places", placing)
     losses(sam, sample(1), prompts="sam11", point_sample=8)
     assert len(looked) == 11
     assert len({tuple(draws) for draws in corrected}) == 8
@@ -284,7 +284,7 @@ def test_losses_are_fp32_and_coordinates_exact_under_autocast(sam: Sam, monkeypa
         embedded.append(embed_points(*given))
         return embedded[-1]
 
-    monkeypatch.setattr("sam_blvit.train.predict.embed_points", embedding_points)
+    monkeypatch.setattr("sam_blvit.train.loss.predict.embed_points", embedding_points)
     with torch.autocast("cpu", dtype=torch.bfloat16), recording(monkeypatch) as turns:
         rough = losses(sam, sample(), prompts="evs")  # no prompt depends on an answer
     assert all(logits.dtype == torch.bfloat16 for turn in turns for _, (logits, _) in turn)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.encoder import Encoding, ImageEncoder
 from sam_blvit.model.windows import WindowLayout
-from sam_blvit.train.router_health import relative_entropy, router_health
+from sam_blvit.train.loss.router_health import relative_entropy, router_health
 
 VALID_SIZES = [(8, 8), (6, 8), (7, 3)]
 """Rows and columns of tokens that each photograph of the batch covers."""

@@ -22,14 +22,14 @@ from PIL import Image
 import fakes
 from datasets import CROWD, EMPTY, SIZES, squares, write_annotations, write_images, write_odd_dataset
 from processes import finish, start_python
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.cli import run
 from sam_blvit.config import EvaluationConfig, ModelConfig
 from sam_blvit.data.instances import read_instances
 from sam_blvit.evaluate.masks import MaskMeasure
-from sam_blvit.evaluate.protocols import PROTOCOLS
+from sam_blvit.evaluate.metrics.summary import Row, mean_ious
+from sam_blvit.evaluate.protocol.protocols import PROTOCOLS
 from sam_blvit.evaluate.run import evaluate_coco, evaluate_lvis
-from sam_blvit.evaluate.summary import Row, mean_ious
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runs import ap_run, miou_run, rows_of
-from sam_blvit.evaluate.runs import instances_of, read_runs
+from sam_blvit.evaluate.report.read_runs import instances_of, read_runs
 
 Refused = Callable[[type[Exception], str], AbstractContextManager[object]]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam_blvit.train.sampling import (
+from sam_blvit.train.loss.sampling import (
     Draws,
     Purpose,
     at_places,

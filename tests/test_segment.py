@@ -13,13 +13,13 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch._dynamo.testing import CompileCounter
 
-from sam_blvit.checkpoint import load_sam, save_sam
+from sam_blvit.checkpoint.load import load_sam, save_sam
+from sam_blvit.commands.segment import parse_numbers, routing_picture
+from sam_blvit.commands.segment import segment as segment_all
 from sam_blvit.config import MODELS, SegmentConfig, override
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.encoder import Encoding, ImageEncoder
 from sam_blvit.predictor import SamPredictor
-from sam_blvit.segment import parse_numbers, routing_picture
-from sam_blvit.segment import segment as segment_all
 
 HEIGHT, WIDTH = 60, 80
 

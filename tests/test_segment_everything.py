@@ -19,14 +19,14 @@ import skimage.data
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam_blvit.checkpoint import load_sam, save_sam
-from sam_blvit.checkpoint import sam_model_registry as registry
+from sam_blvit.automatic_mask_generator import SamAutomaticMaskGenerator
+from sam_blvit.checkpoint.load import load_sam, save_sam
+from sam_blvit.checkpoint.load import sam_model_registry as registry
 from sam_blvit.cli import main
+from sam_blvit.commands.everything import SETTINGS
+from sam_blvit.commands.everything import segment_everything as segment_all
 from sam_blvit.config import THRESHOLDS, EverythingConfig
 from sam_blvit.data.images import read_image
-from sam_blvit.everything import SamAutomaticMaskGenerator
-from sam_blvit.segment_everything import SETTINGS
-from sam_blvit.segment_everything import segment_everything as segment_all
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*positions interpolated:UserWarning")
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, compose, override
 from sam_blvit.data.samples import Sample
 from sam_blvit.data.sources import training_source
-from sam_blvit.distributed import Processes
 from sam_blvit.model.build import build_sam
+from sam_blvit.system.distributed import Processes
 from sam_blvit.train import setup
 from sam_blvit.train.setup import Training, prepare
 from synthetic import write_flat

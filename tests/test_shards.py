@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from sam_blvit.distributed import Processes
 from sam_blvit.evaluate.shards import Shards
+from sam_blvit.system.distributed import Processes
 
 Refused = Callable[..., Any]
 

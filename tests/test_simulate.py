@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sam_blvit.data.samples import Sample
-from sam_blvit.train.losses import Heads, Truth
-from sam_blvit.train.sampling import Draws
-from sam_blvit.train.simulate import Prompts, add_error_points, draw_prompts, noisy_boxes, plan_rounds
+from sam_blvit.train.loss.prompts import Prompts, add_error_points, draw_prompts, noisy_boxes, plan_rounds
+from sam_blvit.train.loss.sampling import Draws
+from sam_blvit.train.loss.terms import Heads, Truth
 
 SIZE, SIDE = 128, 64
 

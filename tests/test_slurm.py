@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_blvit.train.interrupt import REQUEUE
+from sam_blvit.train.run.interrupt import REQUEUE
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "slurm" / "finetune.sbatch"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import sam_blvit
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.config import MODELS
 from sam_blvit.model.build import build_sam
 
@@ -29,7 +29,13 @@ raise SystemExit(code)
 NEEDLESS = {
     *("torch._inductor.compile_fx", "torch.nn.attention.flex_attention", "torch.utils.tensorboard"),
     *("matplotlib", "scipy", "skimage", "onnx", "onnxruntime", "pyarrow", "lvis", "jinja2"),
-    *("sam_blvit.everything", "sam_blvit.train", "sam_blvit.evaluate", "sam_blvit.benchmark", "sam_blvit.importing"),
+    *(
+        "sam_blvit.automatic_mask_generator",
+        "sam_blvit.train",
+        "sam_blvit.evaluate",
+        "sam_blvit.benchmark",
+        "sam_blvit.importing",
+    ),
 }
 """What `segment` does without. PyTorch's tracer (`torch._dynamo`, `sympy`) it cannot: torchvision imports it, which
 segment_anything imports."""

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sam_blvit.config import FinetuneConfig, ModelConfig, compose
-from sam_blvit.distributed import Processes
 from sam_blvit.model.build import build_sam
+from sam_blvit.system.distributed import Processes
 from sam_blvit.train.optim import MovingAverage, freeze, optimizer_for
-from sam_blvit.train.state import Checkpoints, OtherRun, Progress, State, read_progress
+from sam_blvit.train.run.state import Checkpoints, OtherRun, Progress, State, read_progress
 
 Config = Callable[..., ModelConfig]
 IDENTITY = {"lr": 0.1}
@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_older_checkpoints(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sam_blvit.train.state.checkpoint.save", full)
+    monkeypatch.setattr("sam_blvit.train.run.state.checkpoint.save", full)
     with pytest.raises(ValueError, match=r"step_00000002 cannot be written .*No space left.* GiB are free; make room"):
         checkpoints.save(state, progress(2))
     assert [path.name for path in (checkpoints.output / "checkpoints").iterdir()] == ["step_00000001"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sam_blvit.evaluate.statistics import Interval, Rows, compare, duplicate, paired_bootstrap, reliability
-from sam_blvit.evaluate.summary import PROMPTS
+from sam_blvit.evaluate.metrics.statistics import Interval, Rows, compare, duplicate, paired_bootstrap, reliability
+from sam_blvit.evaluate.metrics.summary import PROMPTS
 
 
 def rows_of(ann_ids: list[int], *, iou: float = 50.0, seed: int = 0, image_id: int = 1) -> dict[str, NDArray]:

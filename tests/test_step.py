@@ -15,11 +15,11 @@ from conftest import with_settings
 from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
-from sam_blvit.distributed import Processes
 from sam_blvit.model.build import build_sam
-from sam_blvit.train.objective import Objective
+from sam_blvit.system.distributed import Processes
+from sam_blvit.train.batches import Batch
+from sam_blvit.train.loss.objective import Objective
 from sam_blvit.train.optim import MovingAverage, freeze, optimizer_for
-from sam_blvit.train.order import Batch
 from sam_blvit.train.step import Counts, Stepper, keep_ratio_of
 from synthetic import write_flat
 

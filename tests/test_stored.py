@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam_blvit.checkpoint import save_plain_sam, save_sam
+from sam_blvit.checkpoint.format import CheckpointError, read_checkpoint
+from sam_blvit.checkpoint.load import save_plain_sam, save_sam
 from sam_blvit.config import ModelConfig
 from sam_blvit.model.build import build_sam
-from sam_blvit.stored import CheckpointError, read_checkpoint
 
 Config = Callable[..., ModelConfig]
 Refused = Callable[..., Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_blvit.data.instances import ImageRecord
-from sam_blvit.evaluate.subset import in_subset
+from sam_blvit.evaluate.protocol.subset import in_subset
 
 Refused = Callable[..., Any]
 

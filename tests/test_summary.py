@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sam_blvit.evaluate.summary import (
+from sam_blvit.evaluate.metrics.summary import (
     PROMPTS,
     Row,
     import_parquet,

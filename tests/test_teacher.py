@@ -15,16 +15,16 @@ from torch import Tensor
 
 from conftest import with_settings
 from exports import export_sam
-from sam_blvit.checkpoint import save_plain_sam, save_sam
+from sam_blvit.checkpoint.load import save_plain_sam, save_sam
 from sam_blvit.config import MODELS, FinetuneConfig, ModelConfig, TrainingDataConfig, compose, override
 from sam_blvit.data.samples import Sample, TrainingSamples
 from sam_blvit.data.sources import training_source
 from sam_blvit.exported.sam import ExportedSam, load_exported
-from sam_blvit.files import file_sha256
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.inherit import inherit
-from sam_blvit.train.teacher import (
+from sam_blvit.system.files import file_sha256
+from sam_blvit.train.teacher.inherit import inherit
+from sam_blvit.train.teacher.targets import (
     TEACHER_KEY,
     LiveTeacher,
     load_student_and_teacher,

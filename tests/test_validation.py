@@ -14,16 +14,16 @@ import torch
 from conftest import TINY
 from datasets import CROWD, EMPTY, annotation, squares, write_annotations, write_images
 from processes import run_in_two
-from sam_blvit.checkpoint import load_sam, save_sam
+from sam_blvit.checkpoint.load import load_sam, save_sam
 from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.data.instances import ImageFile, find_images, read_instances
 from sam_blvit.data.sources import Source, training_source
-from sam_blvit.distributed import Processes
+from sam_blvit.evaluate.in_training.validation import Validation
 from sam_blvit.evaluate.masks import MaskMeasure, measure_masks
-from sam_blvit.evaluate.protocols import PROTOCOLS
-from sam_blvit.evaluate.validation import Validation
+from sam_blvit.evaluate.protocol.protocols import PROTOCOLS
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
+from sam_blvit.system.distributed import Processes
 from synthetic import write_flat, write_tar
 
 ROOT = Path(__file__).parents[1]
@@ -263,12 +263,12 @@ def test_a_held_out_part_without_objects_is_refused_by_name(tmp_path: Path, refu
 TOGETHER = """
 import json, sys
 from pathlib import Path
-from sam_blvit.checkpoint import load_sam
-from sam_blvit.checkpoint import load_sam, save_sam
+from sam_blvit.checkpoint.load import load_sam
+from sam_blvit.checkpoint.load import load_sam, save_sam
 from sam_blvit.config import FinetuneConfig, compose
 from sam_blvit.data.sources import training_source
-from sam_blvit.distributed import joined_processes
-from sam_blvit.evaluate.validation import Validation
+from sam_blvit.system.distributed import joined_processes
+from sam_blvit.evaluate.in_training.validation import Validation
 
 root = Path(sys.argv[1])
 

@@ -19,7 +19,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 
 from sam_blvit.config import ModelConfig
-from sam_blvit.evaluate.view import Answer, Prompt, View
+from sam_blvit.evaluate.protocol.view import Answer, Prompt, View
 from sam_blvit.model.build import build_sam
 
 SIZES = [(90, 120), (301, 260)]

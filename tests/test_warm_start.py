@@ -14,7 +14,7 @@ from sam_blvit.model.big_little import BigLittleLayer
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
 from sam_blvit.model.windows import GlobalScope, WindowScope
-from sam_blvit.train.warm_start import warm_start
+from sam_blvit.train.teacher.warm_start import warm_start
 
 Randomize = Callable[[Sam], Sam]
 SHAPES = [(128, 128), (128, 96), (60, 128), (128, 120)]

@@ -13,13 +13,13 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
-from benchmarks.rivals import mobile_sam, sam_around
 from sam_blvit.benchmark import worker
 from sam_blvit.benchmark.cells import Cell
 from sam_blvit.benchmark.worker import Job, Subject, encoder_call, time_round, work
 from sam_blvit.config import override
-from sam_blvit.measure.flops import count_macs, sam_macs
+from sam_blvit.cost.macs import count_macs, sam_macs
 from sam_blvit.model.sam import Sam as OurSam
+from studies.rivals import mobile_sam, sam_around
 from test_cells import CELL
 
 OURS = replace(CELL, model="blvit_tiny", keep_ratio=0.5, side=128, allocator="default", dtype="float32")

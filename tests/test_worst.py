@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sam_blvit.data.instances import ImageFile, Instance
-from sam_blvit.drawing import BOX, MASK, NEGATIVE, OPACITY
-from sam_blvit.evaluate.perturb import CLEAN, Perturbation, perturbation_named
-from sam_blvit.evaluate.worst import SIDE, BadAnswer, bad_answer, write_worst
+from sam_blvit.draw.pictures import BOX, MASK, NEGATIVE, OPACITY
+from sam_blvit.evaluate.protocol.perturb import CLEAN, Perturbation, perturbation_named
+from sam_blvit.evaluate.report.worst import SIDE, BadAnswer, bad_answer, write_worst
 
 GREY = 100
 SIZE = (160, 200)

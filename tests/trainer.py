@@ -19,15 +19,15 @@ from safetensors.torch import save_file
 
 from conftest import TINY
 from sam_blvit.cli import run
+from sam_blvit.commands.finetune import finetune
 from sam_blvit.config import MODELS, FinetuneConfig, override
 from sam_blvit.data.samples import Sample
-from sam_blvit.distributed import Processes
-from sam_blvit.finetune import finetune
 from sam_blvit.model.sam import Sam
+from sam_blvit.system.distributed import Processes
 from sam_blvit.train import setup
-from sam_blvit.train.objective import StepPlan
+from sam_blvit.train.batches import Batch
+from sam_blvit.train.loss.objective import StepPlan
 from sam_blvit.train.optim import optimizer_for
-from sam_blvit.train.order import Batch
 from sam_blvit.train.step import Counts, Stepper
 
 LINEAR = "LINEAR_OPTIMIZER"

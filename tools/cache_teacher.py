@@ -6,7 +6,7 @@ $ torchrun --nproc-per-node 8 tools/cache_teacher.py ...    the processes divide
 """
 
 from sam_blvit.cli import run
-from sam_blvit.commands import cache_teacher
+from sam_blvit.commands.scripts import cache_teacher
 
 if __name__ == "__main__":
     run(cache_teacher)

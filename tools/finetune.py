@@ -5,7 +5,7 @@ $ python tools/finetune.py configs/finetune_tiny.yaml --data ROOT \\
 """
 
 from sam_blvit.cli import run
-from sam_blvit.commands import finetune
+from sam_blvit.commands.scripts import finetune
 
 if __name__ == "__main__":
     run(finetune)

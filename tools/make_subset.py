@@ -5,7 +5,7 @@ $ python tools/finetune.py --data ROOT --manifest runs/subset/train.tsv --val-ma
 """
 
 from sam_blvit.cli import run
-from sam_blvit.commands import make_subset
+from sam_blvit.commands.scripts import make_subset
 
 if __name__ == "__main__":
     run(make_subset)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from sam_blvit.checkpoint import read_checkpoint
+from sam_blvit.checkpoint.load import read_checkpoint
 from sam_blvit.config import ASPECTS, MODELS, BenchmarkConfig, ModelConfig, model_config, override
-from sam_blvit.distributed import pick_device, pick_dtype
 from sam_blvit.exported.sam import exported_pair
+from sam_blvit.system.distributed import pick_device, pick_dtype
 
 AS_EXPORTED = ("float32", "onnxruntime")
 """Dtype, in which the machine's rate is measured beside it, and way of an exported model."""

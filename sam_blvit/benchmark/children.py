@@ -15,7 +15,7 @@ from typing import Any
 
 from sam_blvit.benchmark.memory import GIB, resident
 from sam_blvit.benchmark.worker import Job
-from sam_blvit.files import parse_json
+from sam_blvit.system.files import parse_json
 
 WORKER = (sys.executable, "-m", "sam_blvit.benchmark.worker")
 LOOK = 0.02

@@ -18,10 +18,10 @@ from sam_blvit.benchmark.memory import GIB, available
 from sam_blvit.benchmark.plot import macs_chart, scale_chart
 from sam_blvit.benchmark.table import header, markdown, results
 from sam_blvit.benchmark.worker import Job
-from sam_blvit.checkpoint import weight_files
+from sam_blvit.checkpoint.load import weight_files
 from sam_blvit.config import BenchmarkConfig, WeightsConfig
-from sam_blvit.files import check_inputs_stay, output_directory, write_atomically, write_json
-from sam_blvit.measure.revision import git_revision
+from sam_blvit.system.files import check_inputs_stay, output_directory, write_atomically, write_json
+from sam_blvit.system.revision import git_revision
 
 SHARE_OF_AVAILABLE = 0.9
 SCALES = ("side", "batch", "threads", "aspect")

@@ -14,8 +14,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from sam_blvit.benchmark.cells import Group, Row
 from sam_blvit.benchmark.memory import GIB
 from sam_blvit.benchmark.table import MS, name_of, statistics_of
-from sam_blvit.figures import PANEL, STYLE, legend, short, svg
-from sam_blvit.measure.flops import G
+from sam_blvit.cost.macs import G
+from sam_blvit.draw.charts import PANEL, STYLE, legend, short, svg
 
 VARIED = ("dtype", "way", "device", "allocator", "threads", "batch", "side", "aspect")
 """What a label names beside the model, where rows differ in it."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from sam_blvit.benchmark.cells import Group, Row
 from sam_blvit.benchmark.memory import GIB
-from sam_blvit.measure.flops import G
+from sam_blvit.cost.macs import G
 
 Statistics = dict[str, float]
 MS, T = 1e3, 1e12

@@ -24,18 +24,18 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling import Sam as OriginalSam
 
-from sam_blvit.allocator import tune_allocator
 from sam_blvit.benchmark.cells import Cell, photograph_size
-from sam_blvit.benchmark.machine import machine
 from sam_blvit.benchmark.memory import PeakMemory
-from sam_blvit.checkpoint import SHIPPED, build_from_registry, load_any, load_sam
+from sam_blvit.checkpoint.load import SHIPPED, build_from_registry, load_any, load_sam
 from sam_blvit.config import MODELS, WeightsConfig, override
-from sam_blvit.files import first_line, parse_json
-from sam_blvit.measure.flops import count_macs, sam_macs
-from sam_blvit.measure.latency import now
+from sam_blvit.cost.latency import now
+from sam_blvit.cost.macs import count_macs, sam_macs
 from sam_blvit.model.compiled import compiled
 from sam_blvit.model.decoder import decode, decode_originally
 from sam_blvit.model.sam import Sam
+from sam_blvit.system.allocator import tune_allocator
+from sam_blvit.system.files import first_line, parse_json
+from sam_blvit.system.machine import machine
 
 Tell = Callable[..., None]
 Result = TypeVar("Result")

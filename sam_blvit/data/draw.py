@@ -14,7 +14,7 @@ from sam_blvit.config import SubsetConfig
 from sam_blvit.data.manifest import write_manifest
 from sam_blvit.data.sa1b import TAR, Sa1b, tar_names
 from sam_blvit.data.sources import Source, part
-from sam_blvit.files import check_inputs_stay, file_sha256, output_directory, write_json
+from sam_blvit.system.files import check_inputs_stay, file_sha256, output_directory, write_json
 
 TRAIN, VALIDATION = "train", "validation"
 SUMMARY = "subset.json"

@@ -31,7 +31,7 @@ from sam_blvit.data.fields import (
 from sam_blvit.data.ids import checked_id
 from sam_blvit.data.images import read_image, size_mismatch
 from sam_blvit.data.segmentation import drawable, packed
-from sam_blvit.files import parse_json
+from sam_blvit.system.files import parse_json
 
 MERGED = "trainval"
 """A directory in which some keep train2017 and val2017 together."""

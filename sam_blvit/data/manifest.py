@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sam_blvit.data.ids import ID_LIMIT
-from sam_blvit.files import write_atomically
+from sam_blvit.system.files import write_atomically
 
 REMARK = "#"
 

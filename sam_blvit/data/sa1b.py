@@ -23,7 +23,7 @@ from sam_blvit.data.images import UNREADABLE, open_image, size_mismatch, to_rgb,
 from sam_blvit.data.instances import Instance, read_instance
 from sam_blvit.data.pairs import HALVES, WHOLE_FILE, Pairs, are_whole, pairs_of
 from sam_blvit.data.tar_index import indexed
-from sam_blvit.files import first_line, parse_json
+from sam_blvit.system.files import first_line, parse_json
 
 TAR = ".tar"
 IMAGES = "images"

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from sam_blvit.data.annotated import Annotated
 from sam_blvit.data.instances import Instance
 from sam_blvit.data.sources import Source
-from sam_blvit.files import first_line
+from sam_blvit.system.files import first_line
 
 LARGEST_MASK = 0.9
 """Masks that cover more of the image than this are not trained on (SAM, appendix A)."""

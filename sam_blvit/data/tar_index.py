@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sam_blvit.data.pairs import PAIR, Pairs, pairs_of
-from sam_blvit.files import write_atomically
+from sam_blvit.system.files import write_atomically
 
 FORMAT = 1
 """Number of the index's format; one of another is built anew."""

@@ -19,15 +19,15 @@ from segment_anything.modeling import Sam as OriginalSam
 from sam_blvit.config import EvaluationConfig
 from sam_blvit.data.instances import Dataset, ImageFile, find_images, read_instances
 from sam_blvit.data.prompts import corners
-from sam_blvit.evaluate.detection import Detection, ground_truth_boxes, read_detections, result_entry
-from sam_blvit.evaluate.judges import JUDGES, category_ids, check_annotations
+from sam_blvit.evaluate.metrics.detection import Detection, ground_truth_boxes, read_detections, result_entry
+from sam_blvit.evaluate.metrics.judges import JUDGES, category_ids, check_annotations
+from sam_blvit.evaluate.metrics.summary import markdown
+from sam_blvit.evaluate.metrics.truths import check_truths
 from sam_blvit.evaluate.photographs import photographs
+from sam_blvit.evaluate.protocol.subset import in_subset
+from sam_blvit.evaluate.protocol.view import Answer, Prompt, View
 from sam_blvit.evaluate.provenance import file_identity
-from sam_blvit.evaluate.subset import in_subset
-from sam_blvit.evaluate.summary import markdown
-from sam_blvit.evaluate.truths import check_truths
-from sam_blvit.evaluate.view import Answer, Prompt, View
-from sam_blvit.files import write_atomically
+from sam_blvit.system.files import write_atomically
 
 RESULTS = "results.json"
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")

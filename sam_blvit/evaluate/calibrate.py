@@ -19,18 +19,18 @@ from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.config import CalibrationConfig, EvaluationConfig
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
-from sam_blvit.distributed import joined_processes
-from sam_blvit.evaluate.clicks import Asked, Examiner
-from sam_blvit.evaluate.overlap import iou
+from sam_blvit.evaluate.metrics.overlap import iou
+from sam_blvit.evaluate.metrics.summary import PROMPTS, markdown
+from sam_blvit.evaluate.metrics.truths import check_truths
 from sam_blvit.evaluate.photographs import Truth, by_image, photographs
-from sam_blvit.evaluate.protocols import CHOICES, PROTOCOLS, Protocol
+from sam_blvit.evaluate.protocol.clicks import Asked, Examiner
+from sam_blvit.evaluate.protocol.protocols import CHOICES, PROTOCOLS, Protocol
+from sam_blvit.evaluate.protocol.subset import MINIVAL_SPLIT
+from sam_blvit.evaluate.protocol.view import View
 from sam_blvit.evaluate.run import run_works
 from sam_blvit.evaluate.shards import writable
-from sam_blvit.evaluate.subset import MINIVAL_SPLIT
-from sam_blvit.evaluate.summary import PROMPTS, markdown
-from sam_blvit.evaluate.truths import check_truths
-from sam_blvit.evaluate.view import View
-from sam_blvit.files import check_inputs_stay, write_json
+from sam_blvit.system.distributed import joined_processes
+from sam_blvit.system.files import check_inputs_stay, write_json
 
 PAPER = {
     "vit_b": {"box": 76.6, "1pt": 53.6, "3pt": 65.2},

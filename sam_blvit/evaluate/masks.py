@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit.data.instances import Instance
-from sam_blvit.evaluate.clicks import Asked, Examiner
-from sam_blvit.evaluate.overlap import boundary_iou, iou
-from sam_blvit.evaluate.perturb import CLEAN, Perturbation
+from sam_blvit.evaluate.metrics.overlap import boundary_iou, iou
+from sam_blvit.evaluate.metrics.summary import Row
 from sam_blvit.evaluate.photographs import Measurable, Photograph, Truth, by_image, photographs
-from sam_blvit.evaluate.protocols import Protocol
-from sam_blvit.evaluate.summary import Row
-from sam_blvit.evaluate.view import View
-from sam_blvit.evaluate.worst import WORST, BadAnswer, bad_answer
+from sam_blvit.evaluate.protocol.clicks import Asked, Examiner
+from sam_blvit.evaluate.protocol.perturb import CLEAN, Perturbation
+from sam_blvit.evaluate.protocol.protocols import Protocol
+from sam_blvit.evaluate.protocol.view import View
+from sam_blvit.evaluate.report.worst import WORST, BadAnswer, bad_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def measure_masks(
     """Measure `sam`, as it is and where it is, on `instances` of `images`; each photograph is encoded once,
     under a perturbation twice to compare primary tokens.
 
-    A trainer is handed a `sam_blvit.evaluate.validation.Validation`, which calls this.
+    A trainer is handed a `sam_blvit.evaluate.in_training.validation.Validation`, which calls this.
     """
     groups = by_image(instances)
     if homeless := set(groups) - {image.image_id for image in images}:

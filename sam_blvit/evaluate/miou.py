@@ -13,14 +13,14 @@ from segment_anything.modeling import Sam as OriginalSam
 from sam_blvit.config import EvaluationConfig
 from sam_blvit.data.instances import ImageFile, Instance, find_images, read_instances
 from sam_blvit.evaluate.masks import MaskMeasure, Measurement
-from sam_blvit.evaluate.perturb import Perturbation, perturbations_named
+from sam_blvit.evaluate.metrics.summary import import_parquet, miou_table, summarised, write_rows
+from sam_blvit.evaluate.metrics.truths import check_truths
 from sam_blvit.evaluate.photographs import by_image
-from sam_blvit.evaluate.protocols import protocol_named
-from sam_blvit.evaluate.subset import in_subset
-from sam_blvit.evaluate.summary import import_parquet, miou_table, summarised, write_rows
-from sam_blvit.evaluate.truths import check_truths
-from sam_blvit.evaluate.worst import write_worst
-from sam_blvit.files import write_atomically
+from sam_blvit.evaluate.protocol.perturb import Perturbation, perturbations_named
+from sam_blvit.evaluate.protocol.protocols import protocol_named
+from sam_blvit.evaluate.protocol.subset import in_subset
+from sam_blvit.evaluate.report.worst import write_worst
+from sam_blvit.system.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

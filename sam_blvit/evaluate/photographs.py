@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sam_blvit.data.instances import Instance
 from sam_blvit.data.prefetch import prefetched
 from sam_blvit.data.prompts import corners
-from sam_blvit.evaluate.perturb import CLEAN, Perturbation
+from sam_blvit.evaluate.protocol.perturb import CLEAN, Perturbation
 from sam_blvit.model.resize import Resize
 
 

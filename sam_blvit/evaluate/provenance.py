@@ -11,14 +11,13 @@ import torch
 from segment_anything.modeling import Sam as OriginalSam
 
 from sam_blvit import __version__
-from sam_blvit.checkpoint import SHIPPED, SHIPPED_WEIGHTS
+from sam_blvit.checkpoint.load import SHIPPED, SHIPPED_WEIGHTS
 from sam_blvit.config import MODELS, EvaluationConfig
+from sam_blvit.cost.macs import G, sam_macs
 from sam_blvit.exported.sam import ExportedSam
-from sam_blvit.files import file_sha256
-from sam_blvit.measure.flops import G, sam_macs
-from sam_blvit.measure.latency import processor
-from sam_blvit.measure.revision import git_revision
 from sam_blvit.model.sam import Sam
+from sam_blvit.system.files import file_sha256
+from sam_blvit.system.revision import git_revision
 
 
 def provenance(config: EvaluationConfig, sam: OriginalSam, *, annotations: dict[str, str]) -> dict[str, Any]:
@@ -36,15 +35,6 @@ def provenance(config: EvaluationConfig, sam: OriginalSam, *, annotations: dict[
         "torch": torch.__version__,
         "version": __version__,
         "git": git_revision(),
-    }
-
-
-def machine(sam: OriginalSam) -> dict[str, Any]:
-    """What `sam` runs on: it decides times, and numbers but for rounding not at all."""
-    return {
-        "device": torch.cuda.get_device_name(sam.device) if sam.device.type == "cuda" else str(sam.device),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
     }
 
 

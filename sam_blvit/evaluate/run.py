@@ -17,19 +17,20 @@ import torch
 from segment_anything.modeling import Sam as OriginalSam
 from tqdm import tqdm
 
-from sam_blvit.checkpoint import load_any, weight_files
+from sam_blvit.checkpoint.load import load_any, weight_files
 from sam_blvit.config import EvaluationConfig
+from sam_blvit.cost.latency import milliseconds
 from sam_blvit.data.instances import ImageFile
-from sam_blvit.distributed import Processes, joined_processes
 from sam_blvit.evaluate.ap import RESULTS, ApWork, ap_work
+from sam_blvit.evaluate.metrics.summary import SUMMARY, TABLES
 from sam_blvit.evaluate.miou import MiouWork, miou_works
-from sam_blvit.evaluate.provenance import gmacs, machine, provenance
+from sam_blvit.evaluate.provenance import gmacs, provenance
+from sam_blvit.evaluate.report.worst import DIRECTORY
 from sam_blvit.evaluate.shards import Shards, writable
-from sam_blvit.evaluate.summary import SUMMARY, TABLES
-from sam_blvit.evaluate.worst import DIRECTORY
-from sam_blvit.files import check_inputs_stay, first_line, output_directory, parse_json, write_json
-from sam_blvit.measure.latency import milliseconds
 from sam_blvit.model.sam import Sam
+from sam_blvit.system.distributed import Processes, joined_processes
+from sam_blvit.system.files import check_inputs_stay, first_line, output_directory, parse_json, write_json
+from sam_blvit.system.machine import machine
 
 OUTPUTS = (SUMMARY, RESULTS, *TABLES, f"{DIRECTORY}/worst.json")
 """Files of a finished run. The summary is the last to be written and the first to go."""
@@ -129,7 +130,7 @@ class Run:
         shards = Shards(directory, identity, resume=self.config.resume, processes=self.processes)
         cost: dict[str, Any] = {}
         if self.processes.first:
-            cost = {"macs": gmacs(self.sam), "milliseconds": self._milliseconds(), **machine(self.sam)}
+            cost = {"macs": gmacs(self.sam), "milliseconds": self._milliseconds(), **machine(self.sam.device)}
         self.processes.wait()  # nobody disturbs the clock
         start = time.perf_counter()
         left = [image for image in self.work.images if image.image_id not in shards.done]

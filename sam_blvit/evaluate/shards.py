@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sam_blvit.distributed import Processes
-from sam_blvit.files import parse_json
+from sam_blvit.system.distributed import Processes
+from sam_blvit.system.files import parse_json
 
 DIRECTORY = "shards"
 

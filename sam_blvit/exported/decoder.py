@@ -12,8 +12,8 @@ from typing import Any
 from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
+from sam_blvit.checkpoint.format import check_fit, check_values
 from sam_blvit.exported.graph import BIAS, WEIGHT, Graph
-from sam_blvit.stored import check_fit, check_values
 
 PARTS = ("prompt_encoder.", "mask_decoder.")
 EXPORTERS_PREFIX = "model."

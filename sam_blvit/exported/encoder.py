@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sam_blvit.checkpoint.format import CheckpointError
 from sam_blvit.config import EMBEDDING_CHANNELS
 from sam_blvit.exported.graph import Graph
-from sam_blvit.files import first_line
-from sam_blvit.stored import CheckpointError
+from sam_blvit.system.files import first_line
 
 PROVIDER = "CPUExecutionProvider"
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_blvit.files import first_line
-from sam_blvit.stored import CheckpointError
+from sam_blvit.checkpoint.format import CheckpointError
+from sam_blvit.system.files import first_line
 
 WEIGHT, BIAS = ".weight", ".bias"
 PASSED_OVER = ("Cast", "Identity")

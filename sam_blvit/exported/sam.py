@@ -9,11 +9,11 @@ from pathlib import Path
 
 from segment_anything.modeling import Sam as OriginalSam
 
+from sam_blvit.checkpoint.format import CheckpointError, check_values
 from sam_blvit.exported.decoder import read_decoder
 from sam_blvit.exported.encoder import ExportedEncoder
 from sam_blvit.exported.graph import Graph
 from sam_blvit.model.build import PIXEL_MEAN, PIXEL_STD, build_mask_decoder, build_prompt_encoder
-from sam_blvit.stored import CheckpointError, check_values
 
 PREFIX = "onnx:"
 """What marks a pair of ONNX files where a model is named: onnx:ENCODER,DECODER."""

@@ -59,7 +59,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_col: Tensor, grid
 def fastest_backend(q: Tensor, *, keys: int, trained: bool) -> str:
     """Name of the fastest backend.
 
-    On a CPU the rule follows the measurements of benchmarks/attention_speed.py; on CUDA it saves memory.
+    On a CPU the rule follows the measurements of studies/attention_speed.py; on CUDA it saves memory.
 
     Args:
         q: queries, of which only device and dtype matter.

@@ -1,4 +1,4 @@
-"""Build any model from its config, with fresh weights. `sam_blvit.checkpoint` loads weights."""
+"""Build any model from its config, with fresh weights. `sam_blvit.checkpoint.load` loads weights."""
 
 from __future__ import annotations
 

@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sam_blvit.adapter import BASE_KEY, save_adapter
-from sam_blvit.checkpoint import save_sam
+from sam_blvit.checkpoint.adapter import BASE_KEY, save_adapter
+from sam_blvit.checkpoint.load import save_sam
 from sam_blvit.config import FinetuneConfig
 from sam_blvit.data.samples import Sample
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.accidents import TooMany, count_bad_step, count_damaged
-from sam_blvit.train.identity import run_identity, run_origin
-from sam_blvit.train.interrupt import REQUEUE, Interrupt
-from sam_blvit.train.log import Log
+from sam_blvit.train.batches import Batch
 from sam_blvit.train.optim import schedule, set_rates
-from sam_blvit.train.order import Batch
 from sam_blvit.train.parallel import whole
-from sam_blvit.train.pictures import draw_step
+from sam_blvit.train.run.failures import TooMany, count_bad_step, count_damaged
+from sam_blvit.train.run.identity import run_identity, run_origin
+from sam_blvit.train.run.interrupt import REQUEUE, Interrupt
+from sam_blvit.train.run.log import Log
+from sam_blvit.train.run.pictures import draw_step
+from sam_blvit.train.run.state import Checkpoints, Progress, writing
 from sam_blvit.train.setup import Training
-from sam_blvit.train.state import Checkpoints, Progress, writing
 from sam_blvit.train.step import StepResult
-from sam_blvit.train.teacher import TEACHER_KEY
+from sam_blvit.train.teacher.targets import TEACHER_KEY
 
 MODEL_FILE = "last.safetensors"
 BEST_FILE = "best.safetensors"

@@ -8,7 +8,7 @@ import re
 import torch
 from torch import Tensor
 
-from sam_blvit.checkpoint import is_big_little
+from sam_blvit.checkpoint.load import is_big_little
 from sam_blvit.config import FinetuneConfig
 from sam_blvit.model.sam import Sam
 

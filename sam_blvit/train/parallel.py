@@ -12,10 +12,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sam_blvit.distributed import Processes
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.objective import Objective
+from sam_blvit.system.distributed import Processes
+from sam_blvit.train.loss.objective import Objective
 
 Wrapped = Objective | DistributedDataParallel | FSDPModule
 

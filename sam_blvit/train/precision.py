@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from sam_blvit.config import MachineConfig
-from sam_blvit.distributed import multiplies_bfloat16, pick_device
-from sam_blvit.measure.latency import device_name
+from sam_blvit.system.distributed import multiplies_bfloat16, pick_device
+from sam_blvit.system.machine import device_name
 
 AnyMachineConfig = TypeVar("AnyMachineConfig", bound=MachineConfig)
 

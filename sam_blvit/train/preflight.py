@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from sam_blvit.cost.macs import FLOP_PER_MAC, sam_macs
 from sam_blvit.data.samples import Damaged, Sample
 from sam_blvit.data.sources import MAX_BAD_SHARE
-from sam_blvit.measure.flops import FLOP_PER_MAC, sam_macs
-from sam_blvit.measure.latency import device_name
+from sam_blvit.system.machine import device_name
 from sam_blvit.train.loop import schedule_length
+from sam_blvit.train.run.state import KEPT, Progress
 from sam_blvit.train.setup import Training, some_of
-from sam_blvit.train.state import KEPT, Progress
 
 GIB = 2**30
 LOOKED_AT = 32

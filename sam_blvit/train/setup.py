@@ -12,17 +12,17 @@ import torch
 from sam_blvit.config import FinetuneConfig
 from sam_blvit.data.samples import Damaged, Sample, TrainingSamples
 from sam_blvit.data.sources import Source
-from sam_blvit.distributed import Processes, pick_device
 from sam_blvit.exported.sam import ExportedSam
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.objective import Objective
+from sam_blvit.system.distributed import Processes, pick_device
+from sam_blvit.train.batches import Batch, Batches, batches_of
+from sam_blvit.train.loss.objective import Objective
 from sam_blvit.train.optim import MovingAverage, freeze, optimizer_for
-from sam_blvit.train.order import Batch, Batches, batches_of
 from sam_blvit.train.parallel import wrapped
-from sam_blvit.train.state import State
+from sam_blvit.train.run.state import State
 from sam_blvit.train.step import Stepper
-from sam_blvit.train.teacher import load_student_and_teacher, teacher_for
-from sam_blvit.train.warm_start import warm_start
+from sam_blvit.train.teacher.targets import load_student_and_teacher, teacher_for
+from sam_blvit.train.teacher.warm_start import warm_start
 
 RECOMPILES = 256
 """Shapes a layer is compiled for, at most: keep ratios times forms of photographs."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sam_blvit.config import FinetuneConfig, ModelConfig
 from sam_blvit.data.samples import Damaged, Sample
-from sam_blvit.distributed import Processes
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.objective import Objective, Outcome, StepPlan, cells_along
+from sam_blvit.system.distributed import Processes
+from sam_blvit.train.batches import Batch
+from sam_blvit.train.loss.objective import Objective, Outcome, StepPlan, cells_along
 from sam_blvit.train.optim import MovingAverage
-from sam_blvit.train.order import Batch
 from sam_blvit.train.parallel import Wrapped, gradients_join
 
 

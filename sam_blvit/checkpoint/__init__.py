@@ -1,0 +1,1 @@
+"""Checkpoints: loading, saving, formats, adapters and foreign weights."""

@@ -1,0 +1,100 @@
+"""Recipes: YAML files of settings, as flags. The only module that knows YAML.
+
+Settings stand side by side, or below the part of the config that they belong to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import make_dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from sam_blvit.commands.flags import flag_of, parsed, registry, takes_many
+from sam_blvit.config import kinds_of, parts_of, preset_of
+
+
+def recipe_flags(path: Path, config_type: type, *, but: str | None) -> list[str]:
+    """The settings in a YAML file as flags, without the field `but`.
+
+    Raises:
+        ValueError: if the file cannot be read, names an unknown setting, or gives one a value that it cannot have.
+    """
+    kinds = kinds_of(config_type)
+    flags: list[str] = []
+    for name, value in _flat(path, _settings_in(path), config_type).items():
+        if name != but:
+            try:
+                flags += _flags_for(name, value, kinds[name])
+            except ValueError as error:
+                raise ValueError(f"{path}: {name}: {error}") from error
+    return flags
+
+
+def preset_flags(config_type: type, flags: Sequence[str]) -> list[str]:
+    """The settings of the preset that `flags` name, as flags; none where the config has no such preset."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?")
+    preset = preset_of(config_type, parser.parse_known_args(flags)[0].preset)
+    kinds = kinds_of(config_type)
+    return [flag for name, value in preset.items() for flag in _flags_for(name, value, kinds[name])]
+
+
+def _flat(path: Path, settings: Mapping[str, Any], config_type: type) -> dict[str, Any]:
+    """`settings` without the parts that some of them stand below."""
+    parts, known = parts_of(config_type), kinds_of(config_type)
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = name in parts and isinstance(value, dict)
+        if name in parts and name not in known and not nested:
+            raise ValueError(f"{path}: {name} is a part, not a setting; write its settings indented below it")
+        mine, names = (value, list(kinds_of(parts[name]))) if nested else ({name: value}, list(known))
+        if unknown := sorted(set(map(str, mine)) - set(names)):
+            where = f"{path}: {name}" if nested else f"{path}"
+            raise ValueError(f"{where}: unknown settings {', '.join(unknown)}; there are {', '.join(names)}")
+        if twice := sorted(flat.keys() & mine.keys()):
+            raise ValueError(f"{path}: {', '.join(twice)}: named twice, alone and in a part; name it once")
+        flat |= mine
+    return flat
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ValueError, one line that names the file, for anything else."""
+    if not path.is_file():
+        raise ValueError(f"settings {path} is not a file; configs/ has some")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply; settings have the form name: value") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings of the form name: value")
+    return settings
+
+
+def _flags_for(name: str, value: object, kind: Any) -> list[str]:
+    """One setting as flags, if its value fits the field's type, `kind`; ValueError if it does not."""
+    if isinstance(value, bool) != (kind is bool):
+        if kind is bool:
+            raise ValueError(f"{value!r} is not true or false; write one of them, without quotes")
+        raise ValueError(f"YAML reads this word as {str(value).lower()}; put it in quotes")
+    if isinstance(value, bool):
+        return [flag_of(name) if value else flag_of(f"no_{name}")]
+    many = takes_many(kind)
+    if isinstance(value, dict) or (isinstance(value, (list, tuple)) and not many):
+        raise ValueError(f"{value!r} is more than one value, where one is expected")
+    if value is None and type(None) not in typing.get_args(kind):
+        raise ValueError("there is no value; write one, or leave the line out")
+    words = [str(part) for part in value] if isinstance(value, (list, tuple)) else [str(value)]
+    flags = [flag_of(name), *words] if many else [f"{flag_of(name)}={words[0]}"]
+    setting = make_dataclass("Setting", [(name, kind)])
+    parsed(lambda: tyro.cli(setting, args=flags, registry=registry()))
+    return flags

@@ -1,0 +1,1 @@
+"""Validation of a model in training."""

@@ -1,1 +1,0 @@
-"""Weights of other projects, brought into models of ours: `sam-blvit import`."""

@@ -1,0 +1,226 @@
+"""SAM's mask loss and the distillation loss (paper, section 3.3), in fp32 whatever autocast does.
+
+Shapes:
+    P  prompted masks of an image    H  outputs of the decoder that may answer: 1, 3 or all 4
+    S  side of the decoder's logits, pixels    L  side of a mask, pixels    h, w  of them: what the photograph covers
+    N  places of each mask    B  images    C  channels    G  tokens along a side
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sam_blvit.model.windows import WindowLayout
+from sam_blvit.train.loss.sampling import at_places, mask_at_places
+
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2
+"""Even, so that it does not matter on which side an answer is wrong."""
+FOCAL_WEIGHT = 20.0
+EPS = 1e-6
+LOW_QUANTILE = 0.05
+
+
+class Heads(Enum):
+    """Which of the decoder's four outputs answer a prompt, in teams: of a team the best output counts, and teams share
+    the loss evenly. The first team's output of highest predicted IoU is the answer."""
+
+    SINGLE = (range(0, 1),)
+    MULTI = (range(1, 4),)
+    BOTH = (range(0, 1), range(1, 4))
+
+    @property
+    def outputs(self) -> slice:
+        """All of them, among the decoder's."""
+        return slice(self.value[0].start, self.value[-1].stop)
+
+    @property
+    def teams(self) -> list[slice]:
+        """Each team, among `outputs`."""
+        first = self.value[0].start
+        return [slice(team.start - first, team.stop - first) for team in self.value]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What P masks should be."""
+
+    masks: Tensor
+    """(P, L, L) bool, in the padded square."""
+    valid: tuple[int, int]
+    """Height and width, in pixels of `masks`, that the photograph covers."""
+
+    @property
+    def covered(self) -> Tensor:
+        """(P, h, w): the part of `masks` on the photograph."""
+        return self.masks[:, : self.valid[0], : self.valid[1]]
+
+    def at(self, side: int) -> Truth:
+        """The same with `side` pixels along a mask, each the truth at its centre."""
+        small = F.interpolate(self.masks[:, None].view(torch.uint8), (side, side), mode="nearest-exact")[:, 0]
+        height, width = (max(1, round(length * side / self.masks.shape[-1])) for length in self.valid)
+        return Truth(small.view(torch.bool), (height, width))
+
+
+class Comparison(NamedTuple):
+    """How each output compares with the truth."""
+
+    focal: Tensor
+    """(P, H)."""
+    dice: Tensor
+    """(P, H)."""
+    iou: Tensor
+    """(P, H), without gradient."""
+    masks: Tensor
+    """(P, H, h, w) bool: the outputs, thresholded, on the photograph."""
+    areas: Truth
+    """What `masks` should be, at their resolution."""
+
+
+@dataclass(frozen=True)
+class MaskLoss:
+    """Loss of each mask and its parts, (P,)."""
+
+    total: Tensor
+    focal: Tensor
+    dice: Tensor
+    iou: Tensor
+    answer_iou: Tensor
+    """IoU of the answer, 0 to 1, without gradient."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How far a student's tokens are from a teacher's: sums, to be divided over all processes, and figures to log."""
+
+    cosine: Tensor
+    """Sum over valid tokens of 1 - cosine, each 0 to 2."""
+    mse: Tensor
+    """Sum over valid tokens of the mean squared difference of their channels."""
+    tokens: Tensor
+    """How many valid tokens there are."""
+    mean_cosine: Tensor
+    low_cosine: Tensor
+    """5th percentile of the cosine."""
+    norm_ratio: Tensor
+    """Mean of the student's norm over the teacher's."""
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Distillation:
+    """Compare embeddings `student` and `teacher` (B, C, G, G) token by token where `valid` (B, G, G) is not 0.
+
+    The paper writes the cosine itself, which minimised would drive features apart; its text says closer. Each token
+    counts the same: over flattened embeddings those of large norm would decide.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        inside = valid.bool()
+        ours, theirs = (x.float().movedim(1, -1)[inside] for x in (student, teacher.detach()))  # (tokens, C)
+        cosine = F.cosine_similarity(ours, theirs, dim=-1, eps=EPS)
+        mse = (ours - theirs).square().mean(dim=-1)
+        with torch.no_grad():
+            ratio = ours.norm(dim=-1) / theirs.norm(dim=-1).clamp(min=EPS)
+    return Distillation(
+        cosine=(1 - cosine).sum(),
+        mse=mse.sum(),
+        tokens=inside.sum(),
+        mean_cosine=cosine.detach().mean(),
+        low_cosine=cosine.detach().quantile(LOW_QUANTILE),
+        norm_ratio=ratio.mean(),
+    )
+
+
+def compare(logits: Tensor, truth: Truth, *, places: Tensor | None = None) -> Comparison:
+    """Compare outputs `logits` (P, H, S, S) with `truth`: everywhere, or focal and dice loss at `places` (P, N, 2).
+
+    Everywhere is at the truth's side, to which logits are upsampled. With places nothing is upsampled, and `truth` of
+    side L is reduced to S for the IoU: places lie where answers are unsure, and an IoU of these would be far too low.
+    What is cheap to compute and large is computed again in the backward pass: only `logits` are kept for it.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return checkpoint(_compare, logits.float(), truth, places, use_reentrant=False, preserve_rng_state=False)
+
+
+def _compare(logits: Tensor, truth: Truth, places: Tensor | None) -> Comparison:
+    if places is None:
+        areas, side = truth, truth.masks.shape[-1]
+        wide = F.interpolate(logits, (side, side), mode="bilinear")[..., : truth.valid[0], : truth.valid[1]]
+        losses, masks = focal_and_dice(wide, truth.covered[:, None].float()), wide > 0
+    else:
+        areas = truth.at(logits.shape[-1])
+        losses = focal_and_dice(at_places(logits, places), mask_at_places(truth.masks, places))
+        masks = logits[..., : areas.valid[0], : areas.valid[1]] > 0
+    return Comparison(*losses, mask_iou(masks, areas.covered[:, None]), masks, areas)
+
+
+def mask_loss(compared: Comparison, predicted_iou: Tensor, heads: Heads) -> MaskLoss:
+    """20 focal + dice + squared error of the predicted IoU, for the outputs that answer.
+
+    `predicted_iou` (P, H). The outputs of a team compete by 20 focal + dice, and only the winner's mask is trained
+    (SAM, appendix A). The IoU of all three is: SAM trains the winner's alone, but then an output that seldom wins may
+    predict what it likes, and whoever keeps the mask of highest predicted IoU gets that one's (SAM 2 trains all, too).
+    """
+    error = (predicted_iou.float() - compared.iou) ** 2
+    mask_term = FOCAL_WEIGHT * compared.focal + compared.dice
+
+    def shared(term: Tensor, winner: bool) -> Tensor:
+        values = []
+        for team in heads.teams:
+            best = mask_term[:, team].argmin(dim=1, keepdim=True)
+            values.append(term[:, team].gather(1, best)[:, 0] if winner else term[:, team].mean(dim=1))
+        return torch.stack(values).mean(dim=0)
+
+    focal, dice, iou = shared(compared.focal, True), shared(compared.dice, True), shared(error, False)
+    answer_iou = compared.iou.gather(1, answer_of(predicted_iou, heads)[:, None])[:, 0]
+    return MaskLoss(total=FOCAL_WEIGHT * focal + dice + iou, focal=focal, dice=dice, iou=iou, answer_iou=answer_iou)
+
+
+def answer_of(predicted_iou: Tensor, heads: Heads) -> Tensor:
+    """Which of H outputs is each prompt's answer (P,): in the first team that of highest `predicted_iou` (P, H)."""
+    return predicted_iou[:, heads.teams[0]].argmax(dim=1)
+
+
+def listwise_loss(logits: Tensor, benefits: Tensor, valid: Tensor, layout: WindowLayout) -> Tensor:
+    """How far a router's scores are from the shares that tokens have in what a window stands to gain: their
+    Kullback-Leibler divergence (ListNet's top-one loss, Cao et al. 2007, less a constant), summed over the photograph's
+    tokens, each counting for its window.
+
+    `logits` and `benefits` (B, N) window-major; a share is that of the squared benefit.
+    `valid` (B, G, G): 1 where a token lies on the photograph.
+    """
+    height, width = layout.grid
+    shown = layout.in_slots(layout.by_window(valid[:, :height, :width, None])[..., 0], empty=0).sum(-1)  # (B, M)
+    gain = layout.in_slots(benefits.float().square(), empty=0)
+    share = gain / gain.sum(-1, keepdim=True).clamp_min(torch.finfo(gain.dtype).tiny)
+    preferred = layout.in_slots(logits.float(), empty=-torch.inf).log_softmax(-1)
+    apart = torch.where(share > 0, share * (share.clamp_min(torch.finfo(share.dtype).tiny).log() - preferred), 0)
+    return (apart.sum(-1) * shown).sum()
+
+
+def focal_and_dice(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal loss (alpha .25, gamma 2), mean over pixels, and 1 - Dice, each (P, H).
+
+    `logits` (P, H, h, w); `target` (P, 1, h, w), 0 to 1. Both in one, since they share the largest tensors.
+    """
+    probability = logits.sigmoid()
+    wanted = target.expand_as(logits)  # no copy
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    weight = (1 - FOCAL_ALPHA) + (2 * FOCAL_ALPHA - 1) * target  # alpha on the object, 1 - alpha off it
+    focal = (weight * (probability - wanted) ** FOCAL_GAMMA * cross_entropy).mean(dim=(-2, -1))
+    overlap = (probability * wanted).sum(dim=(-2, -1))
+    sizes = probability.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1))
+    return focal, 1 - (2 * overlap + 1) / (sizes + 1)
+
+
+@torch.no_grad()
+def mask_iou(masks: Tensor, target: Tensor) -> Tensor:
+    """IoU of bool `masks` (P, H, h, w) with bool `target` (P, 1, h, w): (P, H)."""
+    overlap, ours, theirs = (x.sum(dim=(-2, -1), dtype=torch.int32) for x in (masks & target, masks, target))
+    union = ours + theirs - overlap
+    return overlap / union.clamp(min=1)
