@@ -28,7 +28,7 @@ fuzz: $(VENV)/installed-dev
 	CASES=$(or $(CASES),5000) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m property
 
 soak: $(VENV)/installed-dev
-	KILLS=30 $(BIN)/python -m pytest -s tests/test_finetune.py -k random_moments
+	KILLS=30 $(BIN)/python -m pytest -s tests/commands/test_finetune.py -k random_moments
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

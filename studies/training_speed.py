@@ -35,8 +35,8 @@ from sam_blvit.data.sources import Source, training_source
 from sam_blvit.model.build import build_sam
 from sam_blvit.system.distributed import Processes, joined_processes, pick_device
 from sam_blvit.system.machine import processor
-from sam_blvit.train import objective
 from sam_blvit.train.batches import Batch
+from sam_blvit.train.loss import objective
 from sam_blvit.train.optim import set_rates
 from sam_blvit.train.preflight import PASSES
 from sam_blvit.train.setup import Training, prepare

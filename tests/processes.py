@@ -24,7 +24,8 @@ Seen = dict[int, list[tuple[int, int]]]
 """Samples (epoch, image id) by the step that saw them."""
 
 TESTS = Path(__file__).parent
-os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent)])  # for the server that processes fork from
+FOLDERS = [TESTS, *sorted({path.parent for path in TESTS.rglob("test_*.py")} - {TESTS}), TESTS.parent]
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, FOLDERS))  # for the server that processes fork from
 SERVER = multiprocessing.get_context("forkserver")  # imports once what takes seconds; each trainer is still its own
 SERVER.set_forkserver_preload(["trainer"])
 

@@ -17,7 +17,7 @@ from PIL import Image
 from segment_anything.modeling import MaskDecoder
 from segment_anything.utils.amg import batched_mask_to_box, mask_to_rle_pytorch
 
-from sam_blvit import everything
+from sam_blvit import automatic_mask_generator as everything
 from sam_blvit.automatic_mask_generator import SamAutomaticMaskGenerator, boxes_of, run_lengths
 from sam_blvit.checkpoint.load import sam_model_registry
 from sam_blvit.config import THRESHOLDS, model_config
