@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,6 @@ from sam_blvit.config import ModelConfig
 from sam_blvit.cost import latency
 from sam_blvit.cost.latency import milliseconds, now
 from sam_blvit.model.build import build_sam
-from sam_blvit.system.machine import processor
 
 Config = Callable[..., ModelConfig]
 
@@ -40,28 +38,6 @@ def test_timing_builds_no_graph(tiny: Config) -> None:
     milliseconds(sam)
     assert needed
     assert not any(needed)
-
-
-def test_the_processor_has_a_name() -> None:
-    assert processor().strip()
-
-
-def test_the_processors_name_is_that_of_its_first_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = tmp_path / "cpuinfo"
-    info.write_text("processor\t: 0\nmodel name\t: EPYC 7B13: 64 cores\n\nprocessor\t: 1\nmodel name\t: other\n")
-    monkeypatch.setattr(latency, "Path", lambda _: info)
-    assert processor() == "EPYC 7B13: 64 cores"
-
-
-@pytest.mark.parametrize("content", [None, "processor\t: 0\nBogoMIPS\t: 50\n"])
-def test_a_machine_that_does_not_name_its_processor_still_says_what_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
-) -> None:
-    info = tmp_path / "cpuinfo"
-    if content is not None:
-        info.write_text(content)
-    monkeypatch.setattr(latency, "Path", lambda _: info)
-    assert processor().strip()
 
 
 def test_the_clock_runs_forwards() -> None:
