@@ -22,7 +22,7 @@ LAYERS = [
         "figures",
         "measure",
     },  # the root imports these and below
-    {"train", "evaluate", "segment", "segment_everything", "benchmark", "importing"},
+    {"train", "evaluate", "segment", "segment_everything", "benchmark", "importing", "cascade"},
     {"finetune"},
     {"cli"},
     {"__main__"},
