@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sam_blvit.cascade.command import run_saved
+from sam_blvit.cascade.command import measure_cascade
 from sam_blvit.cascade.saved import read_labels, read_scores
 from sam_blvit.cascade.sweep import GRID
 from sam_blvit.config.cascade import CascadeConfig
@@ -57,7 +57,7 @@ def measure(files: list[Path], output: Path, **settings: Any) -> dict[str, Any]:
         scores=tuple(files), labels=files[0].with_name("labels.csv"), output=output, resamples=50, **settings
     )
     with pytest.warns(UserWarning, match=r"chosen on \d+ samples, fewer than 1000"):
-        run_saved(config)
+        measure_cascade(config)
     summary: dict[str, Any] = json.loads((output / "summary.json").read_text())
     return summary
 
@@ -223,9 +223,11 @@ def test_labels_of_a_table_that_calls_its_classes_names(tmp_path: Path) -> None:
 def test_models_of_other_samples_or_classes_are_refused(tmp_path: Path, files: list[Path]) -> None:
     other = save(tmp_path / "other.npz")
     with pytest.raises(ValueError, match="no scores for"):
-        run_saved(CascadeConfig(scores=(files[0], other), labels=tmp_path / "labels.csv", output=tmp_path / "out"))
+        measure_cascade(
+            CascadeConfig(scores=(files[0], other), labels=tmp_path / "labels.csv", output=tmp_path / "out")
+        )
     with pytest.raises(ValueError, match="which another model has no scores for"):
-        run_saved(
+        measure_cascade(
             CascadeConfig(
                 scores=(save(tmp_path / "few.npz", names=np.array(["0.jpg", "1.jpg", "2.jpg"])), files[0]),
                 labels=tmp_path / "labels.csv",
@@ -235,13 +237,13 @@ def test_models_of_other_samples_or_classes_are_refused(tmp_path: Path, files: l
     names = np.load(files[0])["names"]
     wide = save(tmp_path / "wide.npz", scores=np.zeros((400, 7)), names=names)
     with pytest.raises(ValueError, match=r"\[5, 7\] classes"):
-        run_saved(CascadeConfig(scores=(files[0], wide), labels=tmp_path / "labels.csv", output=tmp_path / "out"))
+        measure_cascade(CascadeConfig(scores=(files[0], wide), labels=tmp_path / "labels.csv", output=tmp_path / "out"))
     slow = save(tmp_path / "slow.npz", scores=np.zeros((400, CLASSES)), names=names)
     config = CascadeConfig(
         scores=(files[0], slow), labels=tmp_path / "labels.csv", output=tmp_path / "out", minimise="milliseconds"
     )
     with pytest.raises(ValueError, match="not every file of scores has milliseconds"):
-        run_saved(config)
+        measure_cascade(config)
     assert not (tmp_path / "out").exists()
 
 

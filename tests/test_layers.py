@@ -33,6 +33,7 @@ MAY_IMPORT_EACH_OTHER = [
     {"config", "distributed", "allocator", "files", "outputs"},
     {"everything", "measure"},
     {"segment", "segment_everything"},
+    {"cascade", "evaluate"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 

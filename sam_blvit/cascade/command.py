@@ -1,13 +1,14 @@
-"""`eval/run_cascade.py`: thresholds chosen on one part of the samples and tested on the other, from saved scores."""
+"""`eval/run_cascade.py`: thresholds chosen on one part of the samples and tested on the other, from saved scores.
+
+Models are scored first; everything after that reads their files, as it reads anybody's.
+"""
 
 from __future__ import annotations
 
 import csv
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +16,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam_blvit.cascade.chart import cascade_chart
-from sam_blvit.cascade.confidence import CONFIDENCES
-from sam_blvit.cascade.rule import Answers, Stage, average_cost, run_cascade
-from sam_blvit.cascade.saved import SavedScores, read_labels, read_scores
-from sam_blvit.cascade.sweep import Bootstrap, Goal, Outcomes, Sweep, bootstrap, choose, interval, random_gate, sweep
+from sam_blvit.cascade.joined import SPLITS, Cascade, read_cascade
+from sam_blvit.cascade.rule import Answers, average_cost, run_cascade
+from sam_blvit.cascade.saved import SavedScores, perturbed_file
+from sam_blvit.cascade.sweep import (
+    Bootstrap,
+    Goal,
+    Sweep,
+    bootstrap,
+    choose,
+    cost_shift,
+    interval,
+    random_gate,
+    sweep,
+)
 from sam_blvit.config.cascade import CascadeConfig
 from sam_blvit.files import check_inputs_stay, output_directory, write_atomically, write_json
 
 SUMMARY, CURVE, SAMPLES, CHART = "summary.json", "curve.csv", "samples.csv", "cascade.svg"
 FEW = 1000
 """Fitted samples below which a threshold is mostly chance; the paper's smallest set has 10,000."""
-SPLITS = ("fit", "test")
 
 
-@dataclass(frozen=True)
-class Cascade:
-    """Saved scores that belong together: the same samples in the same order, cheapest model first."""
+def measure_cascade(config: CascadeConfig) -> None:
+    """Score the models, if any are named, then choose thresholds, test them, and write what came of it.
 
-    models: list[SavedScores]
-    labels: NDArray[np.int64]
-    """(n,)."""
-    outcomes: Outcomes
-    split: dict[str, NDArray[np.int64]]
-    """Indices of the samples of `fit` and of `test`, ascending."""
-
-    def costs(self, kind: str) -> tuple[float, ...] | None:
-        """Cost of a sample in each stage, `kind` macs or milliseconds; None if a file does not say."""
-        costs = [getattr(model, kind) for model in self.models]
-        return None if None in costs else tuple(costs)
-
-    def stages(self) -> list[Stage]:
-        """The models as stages; the last needs no confidence."""
-        unused = np.zeros(len(self.labels))
-        looked_up = zip(self.models, [*self.outcomes.confidence, unused], strict=True)
-        return [partial(_look_up, model.probabilities, confidence) for model, confidence in looked_up]
-
-    @property
-    def all_costs(self) -> dict[str, tuple[float, ...]]:
-        """Costs of every kind that all files have."""
-        return {kind: costs for kind in ("macs", "milliseconds") if (costs := self.costs(kind)) is not None}
-
-
-def run_saved(config: CascadeConfig) -> None:
-    """Choose thresholds, test them, and write what came of it. ValueError, one line, for files that do not fit."""
+    Raises:
+        ValueError: One line, for models, photographs or files that do not fit.
+    """
     outputs = [config.output / name for name in (SUMMARY, CURVE, SAMPLES, CHART)]
     check_inputs_stay(outputs, [*config.scores, config.labels])
+    if config.models:
+        from sam_blvit.cascade.scoring import score_models  # PyTorch only where it is used
+
+        config = score_models(config)
     cascade = read_cascade(config)
     costs = cascade.costs(config.minimise)
     if costs is None:
@@ -69,12 +59,7 @@ def run_saved(config: CascadeConfig) -> None:
     sweeps = {name: sweep(part) for name, part in parts.items()}
     point = choose(sweeps["fit"], goal)
     thresholds = sweeps["fit"].thresholds(point)
-    answers = run_cascade(
-        cascade.stages(),
-        thresholds,
-        samples=len(cascade.labels),
-        weight=config.weight,
-    )
+    answers = run_cascade(cascade.stages(), thresholds, samples=len(cascade.labels), weight=config.weight)
     resampled = bootstrap(parts["fit"], parts["test"], goal, resamples=config.resamples, seed=config.seed)
     if len(cascade.split["fit"]) < FEW:
         low, high = interval(resampled.accuracy["test"])
@@ -86,6 +71,7 @@ def run_saved(config: CascadeConfig) -> None:
     summary = {
         "settings": _settings(config),
         **{name: _describe(cascade, name, answers, thresholds, resampled) for name in SPLITS},
+        "shift": _shifts(config, cascade, answers, thresholds=thresholds, costs=costs),
     }
     output_directory(config.output)
     write_json(config.output / SUMMARY, summary)
@@ -95,49 +81,6 @@ def run_saved(config: CascadeConfig) -> None:
     chart = cascade_chart(sweeps, cascade.outcomes, point=point, costs=costs, names=names, cost=config.minimise)
     write_atomically(config.output / CHART, lambda to: Path(to).write_text(chart, encoding="utf-8"))
     _show(summary, config)
-
-
-def read_cascade(config: CascadeConfig) -> Cascade:
-    """The files that `config` names, as one cascade."""
-    models = [read_scores(path, scores_are=config.scores_are) for path in config.scores]
-    models = [model.in_order(models[0].names) for model in models]
-    classes = {model.probabilities.shape[1] for model in models}
-    if len(classes) > 1:
-        raise ValueError(f"the models have {sorted(classes)} classes; all must have the same")
-    labels = read_labels(config.labels, models[0].names, classes=classes.pop())
-    return Cascade(models, labels, _outcomes(models, labels, config), _split(models[0].names, config))
-
-
-def _outcomes(models: Sequence[SavedScores], labels: NDArray[np.int64], config: CascadeConfig) -> Outcomes:
-    correct = [models[0].probabilities.argmax(axis=1) == labels]
-    for earlier, later in pairwise(models):
-        joined = (1 - config.weight) * earlier.probabilities + config.weight * later.probabilities
-        correct.append(joined.argmax(axis=1) == labels)
-    confidence = [_confidence(model, config.confidence) for model in models[:-1]]
-    return Outcomes(np.stack(correct), np.stack(confidence))
-
-
-def _confidence(model: SavedScores, name: str) -> NDArray[np.float64]:
-    if name != "saved":
-        return CONFIDENCES[name](model.probabilities)
-    if model.confidence is None:
-        raise ValueError(f"{model.source}: no array 'confidence', which confidence=saved needs")
-    return model.confidence
-
-
-def _split(names: Sequence[str], config: CascadeConfig) -> dict[str, NDArray[np.int64]]:
-    """Drawn from the sorted names, so that the order of a file does not matter."""
-    order = np.argsort(np.array(names))[np.random.default_rng(config.seed).permutation(len(names))]
-    fitted = round(config.fit_share * len(names))
-    if not 0 < fitted < len(names):
-        raise ValueError(f"fit_share={config.fit_share:g} of {len(names)} samples leaves none to fit or none to test")
-    return {"fit": np.sort(order[:fitted]), "test": np.sort(order[fitted:])}
-
-
-def _look_up(
-    probabilities: NDArray[np.float64], confidence: NDArray[np.float64], samples: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return probabilities[samples], confidence[samples]
 
 
 def _describe(
@@ -152,6 +95,7 @@ def _describe(
         "samples": len(index),
         "accuracy": float((answers.predictions[index] == cascade.labels[index]).mean()),
         **{kind: average_cost(of_kind, passed_on) for kind, of_kind in costs.items()},
+        **_loaded(cascade.models, passed_on, len(index)),
         "passed_on": passed_on,
         "thresholds": list(thresholds),
         "intervals": {
@@ -165,10 +109,47 @@ def _describe(
                 "name": model.source,
                 "accuracy": float((model.probabilities[index].argmax(axis=1) == cascade.labels[index]).mean()),
                 **{kind: of_kind[stage] for kind, of_kind in costs.items()},
+                **_loaded([model], [], len(index)),
             }
             for stage, model in enumerate(cascade.models)
         ],
     }
+
+
+def _loaded(models: Sequence[SavedScores], passed_on: Sequence[float], samples: int) -> dict[str, float]:
+    """Mean milliseconds if one model at a time is in memory, loaded once for all `samples` (paper, table 9)."""
+    each = [model.milliseconds for model in models if model.milliseconds is not None]
+    loads = [model.load_milliseconds for model in models if model.load_milliseconds is not None]
+    if len(each) < len(models) or len(loads) < len(models):
+        return {}
+    needed = sum(load for load, share in zip(loads, [1.0, *passed_on], strict=True) if share > 0)
+    return {"milliseconds_loaded_per_pass": average_cost(each, passed_on) + needed / samples}
+
+
+def _shifts(
+    config: CascadeConfig, cascade: Cascade, answers: Answers, *, thresholds: Sequence[float], costs: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and cost of clean and of corrupted test samples, at the same thresholds, by perturbation."""
+    spent = np.cumsum(costs)  # by a sample, by the stage that answers it
+    fitted = spent[answers.stage[cascade.split["fit"]]]
+    test = cascade.split["test"]
+    shifts = {}
+    for name in ("clean", *config.perturb):
+        if name != "clean":
+            paths = tuple(perturbed_file(path, name) for path in config.scores)
+            cascade = read_cascade(replace(config, scores=paths), cascade.models[0].names)
+            answers = run_cascade(cascade.stages(), thresholds, samples=len(cascade.labels), weight=config.weight)
+        met = spent[answers.stage[test]]
+        difference, z = cost_shift(fitted, met)
+        shifts[name] = {
+            "accuracy": float((answers.predictions[test] == cascade.labels[test]).mean()),
+            config.minimise: float(met.mean()),
+            "rise": difference,
+            "z": z if np.isfinite(z) else None,
+            "passed_on": [float((answers.stage[test] > stage).mean()) for stage in range(len(thresholds))],
+            "models": [float(right.mean()) for right in cascade.outcomes.part(test).correct],
+        }
+    return shifts
 
 
 def _mean_costs(costs: Sequence[float], passed_on: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,7 +159,18 @@ def _mean_costs(costs: Sequence[float], passed_on: NDArray[np.float64]) -> NDArr
 
 def _settings(config: CascadeConfig) -> dict[str, Any]:
     paths = {"scores": [str(path) for path in config.scores], "labels": str(config.labels)}
-    names = ("confidence", "scores_are", "fit_share", "seed", "minimise", "tolerance", "budget", "weight", "resamples")
+    names = (
+        "perturb",
+        "confidence",
+        "scores_are",
+        "fit_share",
+        "seed",
+        "minimise",
+        "tolerance",
+        "budget",
+        "weight",
+        "resamples",
+    )
     return {**paths, **{name: getattr(config, name) for name in names}}
 
 
@@ -234,5 +226,8 @@ def _show(summary: dict[str, Any], config: CascadeConfig) -> None:
     print(f"{test['samples']} test samples, thresholds {', '.join(f'{value:g}' for value in test['thresholds'])}")
     for name, accuracy, spent in lines:
         print(f"{name:24} accuracy {accuracy:.4f}, {cost} {spent:.6g}")
+    for name, shift in summary["shift"].items():
+        z = "-" if shift["z"] is None else f"{shift['z']:+.1f}"
+        print(f"{name:24} accuracy {shift['accuracy']:.4f}, {cost} {shift[cost]:.6g}, {shift['rise']:+.4g} (z {z})")
     low, high = test["intervals"]["accuracy"]
     print(f"accuracy of the cascade, 95 %: {low:.4f} to {high:.4f}", config.output / SUMMARY, sep="\n")

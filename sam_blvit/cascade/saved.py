@@ -10,7 +10,7 @@ import csv
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class SavedScores:
     """Multiply-accumulates for one sample, in the file's own unit."""
     milliseconds: float | None
     """For one sample; None if the file does not say."""
+    load_milliseconds: float | None
+    """For loading the model once; None if the file does not say."""
     confidence: NDArray[np.float64] | None
     """(n,) the model's own; None if the file does not say."""
 
@@ -51,18 +53,17 @@ class SavedScores:
             extra = sorted(place.keys() - set(names))[0]
             raise ValueError(f"{self.source}: scores for {extra!r}, which another model has no scores for")
         order = [place[name] for name in names]
-        return SavedScores(
-            source=self.source,
+        return replace(
+            self,
             names=list(names),
             probabilities=self.probabilities[order],
-            macs=self.macs,
-            milliseconds=self.milliseconds,
             confidence=None if self.confidence is None else self.confidence[order],
         )
 
 
 def read_scores(path: Path, *, scores_are: str = "auto") -> SavedScores:
-    """Read `scores` (n, C), `names` (n,), `macs` and, if there, `milliseconds` and `confidence` (n,) from an .npz file.
+    """Read `scores` (n, C), `names` (n,), `macs` and, if there, `milliseconds`, `load_milliseconds` and `confidence`
+    (n,) from an .npz file.
 
     `scores_are` logits or probabilities; auto takes rows of numbers from 0 to 1 that sum to 1 for probabilities.
 
@@ -92,8 +93,9 @@ def read_scores(path: Path, *, scores_are: str = "auto") -> SavedScores:
         source=path.stem,
         names=names,
         probabilities=scores if _are_probabilities(scores, scores_are, path) else softmax(scores),
-        macs=_cost(arrays["macs"], "macs", path),
-        milliseconds=_cost(arrays["milliseconds"], "milliseconds", path) if "milliseconds" in arrays else None,
+        macs=_cost(arrays, "macs", path),
+        milliseconds=_cost(arrays, "milliseconds", path) if "milliseconds" in arrays else None,
+        load_milliseconds=_cost(arrays, "load_milliseconds", path) if "load_milliseconds" in arrays else None,
         confidence=confidence,
     )
 
@@ -129,13 +131,19 @@ def _are_probabilities(scores: NDArray[np.float64], scores_are: str, path: Path)
     return fits and scores_are != "logits"
 
 
-def _cost(array: NDArray[Any], key: str, path: Path) -> float:
+def _cost(arrays: Mapping[str, NDArray[Any]], key: str, path: Path) -> float:
+    array = arrays[key]
     if array.size != 1 or array.dtype.kind not in "fiu":
         raise ValueError(f"{path}: {key} must be one number for one sample, not {array.dtype} {array.shape}")
     value = float(array.reshape(-1)[0])
     if not (np.isfinite(value) and value >= 0):
         raise ValueError(f"{path}: {key}={value} is not a cost, a finite number from 0 up")
     return value
+
+
+def perturbed_file(path: Path, perturbation: str) -> Path:
+    """Where the scores on corrupted copies of the samples of `path` are: little.npz, little.jpeg10.npz."""
+    return path if perturbation == "clean" else path.with_name(f"{path.stem}.{perturbation}.npz")
 
 
 def read_labels(path: Path, names: Sequence[str], *, classes: int) -> NDArray[np.int64]:

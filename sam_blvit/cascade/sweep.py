@@ -234,4 +234,6 @@ def cost_shift(fitted: NDArray[np.float64], met: NDArray[np.float64]) -> tuple[f
     """
     difference = met.mean() - fitted.mean()
     error = np.sqrt(met.var() / len(met) + fitted.var() / len(fitted))
-    return float(difference), float(difference / error) if error else float(np.sign(difference) * np.inf)
+    if not error:
+        return float(difference), float(np.copysign(np.inf, difference)) if difference else 0.0
+    return float(difference), float(difference / error)
