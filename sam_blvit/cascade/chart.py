@@ -29,7 +29,7 @@ def cascade_chart(
     cost: str,
 ) -> str:
     """SVG: accuracy against cost with the chosen `point`; share passed on by threshold; mistakes of the first model by
-    its confidence, those that the last model corrects apart."""
+    its confidence, those that the last model corrects apart. `outcomes` are of the tested samples."""
     figure = Figure(figsize=(3 * PANEL[0], PANEL[1]), layout="constrained")
     trade, shares, hardness = figure.subplots(1, 3)
     for split, swept in sweeps.items():

@@ -30,6 +30,7 @@ Transform = Callable[[Image.Image], Tensor]
 class Classifier(NamedTuple):
     """A trained model and the transform of its input. Models of a cascade may differ in both."""
 
+    name: str
     model: nn.Module
     """Maps inputs (n, 3, H, W) to logits or probabilities (n, C)."""
     transform: Transform
@@ -62,7 +63,7 @@ def load_classifier(name: str, device: torch.device) -> Classifier:
             f"model={name} returned a {type(built).__name__}; a pair (torch module, input transform) is expected"
         )
     model, transform = built
-    return Classifier(model.eval().to(device), transform)
+    return Classifier(name, model.eval().to(device), transform)
 
 
 def _from_timm(name: str) -> tuple[nn.Module, Transform]:
@@ -112,12 +113,22 @@ def input_transform(
 def classify(
     classifier: Classifier, photographs: Sequence[NDArray[np.uint8]], device: torch.device
 ) -> NDArray[np.float32]:
-    """Scores (n, C) of `photographs`, each (height, width, 3), as one batch."""
-    inputs = [classifier.transform(Image.fromarray(photograph)) for photograph in photographs]
-    if wrong := [tuple(each.shape) for each in inputs if each.shape != inputs[0].shape or each.dim() != 3]:
-        raise ValueError(f"the transform made an input of shape {wrong[0]}; all must have one shape (3, H, W)")
-    scores = classifier.model(torch.stack(inputs).to(device))
-    if not isinstance(scores, Tensor) or scores.shape[:1] != (len(inputs),) or scores.dim() != 2:
-        kind = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"the model returned {kind}; scores of shape ({len(inputs)}, classes) are expected")
+    """Scores (n, C) of `photographs`, each (height, width, 3), as one batch.
+
+    Raises:
+        ValueError: If the transform or the model fails, or makes anything of another shape.
+    """
+    try:
+        inputs = [classifier.transform(Image.fromarray(photograph)) for photograph in photographs]
+        scores = classifier.model(torch.stack(inputs).to(device))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # anybody's code: whatever it raises
+        raise ValueError(
+            f"model={classifier.name} cannot answer a photograph ({type(error).__name__}: {first_line(error)}); its "
+            "transform must make tensors of one shape (3, H, W) that the model takes in batches"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(inputs):
+        kind = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        raise ValueError(f"model={classifier.name} returned {kind}; scores ({len(inputs)}, classes) are expected")
     return np.asarray(scores.float().cpu().numpy())

@@ -78,7 +78,7 @@ def measure_cascade(config: CascadeConfig) -> None:
     _write_table(config.output / CURVE, _curve(cascade, sweeps))
     _write_table(config.output / SAMPLES, _samples(cascade, answers))
     names = [model.source for model in cascade.models]
-    chart = cascade_chart(sweeps, cascade.outcomes, point=point, costs=costs, names=names, cost=config.minimise)
+    chart = cascade_chart(sweeps, parts["test"], point=point, costs=costs, names=names, cost=config.minimise)
     write_atomically(config.output / CHART, lambda to: Path(to).write_text(chart, encoding="utf-8"))
     _show(summary, config)
 

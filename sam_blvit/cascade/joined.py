@@ -56,7 +56,12 @@ def read_cascade(config: CascadeConfig, names: Sequence[str] = ()) -> Cascade:
         raise ValueError(f"the models have {sorted(classes)} classes; all must have the same")
     assert config.labels is not None, "saved scores have labels"
     labels = read_labels(config.labels, models[0].names, classes=classes.pop())
-    return Cascade(models, labels, _outcomes(models, labels, config), _split(models[0].names, config))
+    return Cascade(
+        models,
+        labels,
+        _outcomes(models, labels, config),
+        split_samples(models[0].names, fit_share=config.fit_share, seed=config.seed),
+    )
 
 
 def _outcomes(models: Sequence[SavedScores], labels: NDArray[np.int64], config: CascadeConfig) -> Outcomes:
@@ -76,12 +81,12 @@ def _confidence(model: SavedScores, name: str) -> NDArray[np.float64]:
     return model.confidence
 
 
-def _split(names: Sequence[str], config: CascadeConfig) -> dict[str, NDArray[np.int64]]:
-    """Drawn from the sorted names, so that the order of a file does not matter."""
-    order = np.argsort(np.array(names))[np.random.default_rng(config.seed).permutation(len(names))]
-    fitted = round(config.fit_share * len(names))
+def split_samples(names: Sequence[str], *, fit_share: float, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Indices of the samples of `fit` and of `test`. Drawn from the sorted names: the order of a file is no matter."""
+    order = np.argsort(np.array(names))[np.random.default_rng(seed).permutation(len(names))]
+    fitted = round(fit_share * len(names))
     if not 0 < fitted < len(names):
-        raise ValueError(f"fit_share={config.fit_share:g} of {len(names)} samples leaves none to fit or none to test")
+        raise ValueError(f"fit_share={fit_share:g} of {len(names)} samples leaves none to fit or none to test")
     return {"fit": np.sort(order[:fitted]), "test": np.sort(order[fitted:])}
 
 

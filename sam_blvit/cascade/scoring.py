@@ -115,16 +115,11 @@ def score_model(
         costs["load_milliseconds"] = median_milliseconds(load, device)
     classifier = load()
     first = folder.read(folder.names[0])
-    try:
-        _check_classes(name, folder, classify(classifier, [first], device).shape[1])
-        costs["macs"] = module_macs(classifier.model, classifier.transform(Image.fromarray(first))[None].to(device))
-        if config.timed:
-            costs["milliseconds"] = _milliseconds(classifier, folder, config.timed, device)
-        scores = _scores(classifier, folder, perturbations, config.batch_size, device)
-    except (torch.OutOfMemoryError, ValueError):
-        raise
-    except RuntimeError as error:
-        raise ValueError(f"model={name}: {error}; check its input transform") from error
+    _check_classes(name, folder, classify(classifier, [first], device).shape[1])
+    costs["macs"] = module_macs(classifier.model, classifier.transform(Image.fromarray(first))[None].to(device))
+    if config.timed:
+        costs["milliseconds"] = _milliseconds(classifier, folder, config.timed, device)
+    scores = _scores(classifier, folder, perturbations, config.batch_size, device)
     for perturbation, rows in scores.items():
         arrays = {"scores": rows, "names": np.array(folder.names), **costs}
         write_atomically(perturbed_file(path, perturbation), partial(_save, arrays))
