@@ -14,6 +14,7 @@ LAYERS = [
     {"checkpoint", "exported", "predictor", "draw", "cost"},
     {"automatic_mask_generator"},  # the root imports this and below
     {"train", "evaluate", "benchmark"},
+    {"cascade"},
     {"commands"},
     {"cli"},
     {"__main__"},

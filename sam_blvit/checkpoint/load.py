@@ -215,7 +215,7 @@ def load_any(weights: WeightsConfig) -> OriginalSam:
         return load_model(weights)
     _check_no_settings(weights, "keep_ratio", "image_size", "base")
     given = {} if weights.checkpoint is None else {"checkpoint": str(weights.checkpoint)}
-    build = _imported(module, function)
+    build = imported_function(module, function)
     try:
         inspect.signature(build).bind(**given)
     except TypeError as error:
@@ -259,7 +259,8 @@ def _placed(sam: AnySam, weights: WeightsConfig) -> AnySam:
     return sam
 
 
-def _imported(module: str, function: str) -> Callable[..., Any]:
+def imported_function(module: str, function: str) -> Callable[..., Any]:
+    """`function` of `module`, which may lie in the working directory. ValueError, one line, if there is none."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:

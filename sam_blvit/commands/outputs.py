@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sam_blvit.data.images import PHOTOGRAPH_SUFFIXES
 from sam_blvit.system.files import check_inputs_stay, parse_json
 
-PHOTOGRAPHS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-"""How names of photographs in a directory end."""
 JSON = "json"
 
 
@@ -69,9 +68,11 @@ def find_photographs(images: Sequence[Path], directory: Path) -> list[Path]:
         if path.is_dir():
             if path.resolve() == directory.resolve():
                 raise ValueError(f"output {directory} holds the photographs, too; name another directory")
-            inside = sorted(each for each in path.iterdir() if each.suffix.lower() in PHOTOGRAPHS and each.is_file())
+            inside = sorted(
+                each for each in path.iterdir() if each.suffix.lower() in PHOTOGRAPH_SUFFIXES and each.is_file()
+            )
             if not inside:
-                raise ValueError(f"{path} holds no photograph ({', '.join(sorted(PHOTOGRAPHS))})")
+                raise ValueError(f"{path} holds no photograph ({', '.join(sorted(PHOTOGRAPH_SUFFIXES))})")
         for each in inside:
             found.setdefault(each.resolve(), each)
     if not found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sam_blvit.config import (
     CacheConfig,
     CalibrationConfig,
+    CascadeConfig,
     EvaluationConfig,
     FinetuneConfig,
     ReportConfig,
@@ -57,5 +58,12 @@ def calibrate(config: CalibrationConfig) -> None:
 def report(config: ReportConfig) -> None:
     """`eval/report.py`."""
     from sam_blvit.evaluate.report.page import report as action
+
+    action(config)
+
+
+def run_cascade(config: CascadeConfig) -> None:
+    """`eval/run_cascade.py`."""
+    from sam_blvit.cascade.command import measure_cascade as action
 
     action(config)

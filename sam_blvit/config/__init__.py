@@ -2,6 +2,7 @@
 anywhere."""
 
 from sam_blvit.config.benchmark import ASPECTS, BENCHMARK_CHOICES, BenchmarkConfig
+from sam_blvit.config.cascade import CascadeConfig
 from sam_blvit.config.commands import (
     DEVICES,
     EverythingConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "BenchmarkConfig",
     "CacheConfig",
     "CalibrationConfig",
+    "CascadeConfig",
     "EvaluationConfig",
     "EverythingConfig",
     "FinetuneConfig",

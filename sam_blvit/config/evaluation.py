@@ -59,7 +59,7 @@ class EvaluationConfig(WeightsConfig):
     keep_ratios: tuple[float, ...] = ()
     """Keep ratios to measure one after the other, each in a directory of its own."""
     perturb: tuple[str, ...] = ()
-    """Also measure under jpeg<quality>, shift<pixels> and dark, each in a directory of its own."""
+    """Also measure under jpeg<quality>, blur<radius>, shift<pixels> and dark, each in a directory of its own."""
     include_crowd: bool = False
     """Measure crowd annotations too."""
     detections: Path | None = None

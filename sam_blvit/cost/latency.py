@@ -31,8 +31,8 @@ def milliseconds(sam: OriginalSam) -> dict[str, Any]:
         sam.postprocess_masks(logits, (side, side), (side, side))
 
     return {
-        "encoder": round(_median(lambda: sam.image_encoder(images), sam.device), 3),
-        "decoder": round(_median(answer, sam.device), 3),
+        "encoder": round(median_milliseconds(lambda: sam.image_encoder(images), sam.device), 3),
+        "decoder": round(median_milliseconds(answer, sam.device), 3),
         "how": f"batch 1, {side} x {side} pixels, eager, median of {REPEATS} after warm-up",
     }
 
@@ -46,7 +46,8 @@ def now(device: torch.device) -> float:
     return time.perf_counter() * 1e3
 
 
-def _median(work: Callable[[], object], device: torch.device) -> float:
+def median_milliseconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median milliseconds of REPEATS calls of `work`, after one that warms up."""
     work()
     spent = []
     for _ in range(REPEATS):

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from segment_anything.modeling import Sam as OriginalSam
+from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -119,6 +120,19 @@ def sam_macs(sam: OriginalSam) -> tuple[Macs, Macs]:
     encoder, decoder = (re.escape(type(part).__name__) for part in (sam.image_encoder, sam.mask_decoder))
     of_encoder = Macs(_macs(paper, encoder), _macs(full, encoder))
     return of_encoder, Macs(of_encoder.paper + _macs(paper, decoder), full.get_total_flops() // FLOP_PER_MAC)
+
+
+@torch.no_grad()
+def module_macs(module: nn.Module, inputs: torch.Tensor) -> int:
+    """MACs of one call of any module in the full convention. `inputs` are computed on."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernels are not counted
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            module(inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return int(counter.get_total_flops()) // FLOP_PER_MAC
 
 
 def flops(models: tuple[str, ...], config: FlopsConfig) -> str:

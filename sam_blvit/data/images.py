@@ -22,6 +22,8 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.err
 """What Pillow's decoders raise on a file that is damaged or too large, or is no image."""
 BAD_EXIF = (SyntaxError, ValueError, TypeError, KeyError, struct.error)
 """What Pillow raises on EXIF data that it cannot parse."""
+PHOTOGRAPH_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+"""Suffixes of photographs in a directory."""
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 

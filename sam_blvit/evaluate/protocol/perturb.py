@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 Box = tuple[float, float, float, float]
 Pixels = NDArray[np.uint8]
@@ -60,6 +60,11 @@ def _shifted(pixels: Pixels, *, by: int) -> Pixels:
     return pixels[rows][:, columns]
 
 
+def _blurred(pixels: Pixels, *, radius: int) -> Pixels:
+    """`pixels` after a Gaussian blur whose standard deviation is `radius` pixels."""
+    return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+
+
 def _dark(pixels: Pixels) -> Pixels:
     """A quarter of every value, rounded down: two bits fewer, as a photograph far too dark."""
     return pixels // 4
@@ -77,12 +82,14 @@ def perturbation_named(name: str) -> Perturbation:
         return Perturbation(name, _dark)
     if quality := re.fullmatch("jpeg([1-9]|[1-8][0-9]|9[0-5])", name):
         return Perturbation(name, partial(_jpeg, quality=int(quality[1])))
+    if radius := re.fullmatch("blur([1-9][0-9]?)", name):
+        return Perturbation(name, partial(_blurred, radius=int(radius[1])))
     if pixels := re.fullmatch("shift([1-9][0-9]{0,3})", name):
         by = int(pixels[1])
         return Perturbation(name, partial(_shifted, by=by), shift=by)
     raise ValueError(
-        f"no perturbation named {name!r}; there are clean, dark, jpeg<quality from 1 to 95> and shift<pixels from 1 to "
-        "9999>, such as jpeg30 or shift8"
+        f"no perturbation named {name!r}; there are clean, dark, jpeg<quality from 1 to 95>, blur<radius from 1 to 99> "
+        "and shift<pixels from 1 to 9999>, such as jpeg30, blur2 or shift8"
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sam_blvit.evaluate.protocol.perturb import CLEAN, perturbation_named, perturbations_named
 
-NAMES = ["clean", "dark", "jpeg30", "shift2"]
+NAMES = ["clean", "dark", "jpeg30", "blur1", "shift2"]
 BOX = (1.5, 2.0, 4.0, 6.25)
 
 
@@ -36,7 +36,7 @@ def test_a_photograph_keeps_its_size_and_the_original_stays_as_it_was(name: str,
     assert np.array_equal(changed, before) == (name == "clean")
 
 
-@pytest.mark.parametrize("name", ["clean", "dark", "jpeg30"])
+@pytest.mark.parametrize("name", ["clean", "dark", "jpeg30", "blur1"])
 def test_where_nothing_moves_the_truth_stays(name: str, mask: np.ndarray) -> None:
     perturbation = perturbation_named(name)
     np.testing.assert_array_equal(perturbation.mask(mask), mask)
@@ -74,18 +74,35 @@ def test_jpeg_is_what_a_file_of_that_quality_holds(tmp_path: Path, pixels: np.nd
         np.testing.assert_array_equal(perturbation_named(f"jpeg{quality}").image(pixels), np.asarray(stored))
 
 
+def test_blur_spreads_an_edge_over_its_radius() -> None:
+    point = np.zeros((41, 41, 3), dtype=np.uint8)
+    point[20, 20] = 255
+    wide = np.full((41, 41, 3), 90, dtype=np.uint8)
+    np.testing.assert_array_equal(perturbation_named("blur3").image(wide), wide)
+    edge = np.zeros((1, 41, 3), dtype=np.uint8)
+    edge[:, 20:] = 255
+    for radius in (2, 4):
+        values = perturbation_named(f"blur{radius}").image(np.repeat(edge, 41, axis=0))[20, :, 0] / 255
+        assert values[20 + radius] - values[20] == pytest.approx(0.34, abs=0.06)  # one standard deviation
+        assert (np.diff(values) >= 0).all()
+    assert perturbation_named("blur1").image(point)[20, 20, 0] < 255 / 3
+
+
 WRONG_JPEG = ["jpeg", "jpeg0", "jpeg96", "jpeg100", "jpeg030", "jpeg-3", "jpeg30\n"]
+WRONG_BLUR = ["blur", "blur0", "blur100", "blur1.5", "blur01"]
 WRONG_SHIFT = ["shift", "shift0", "shift-8", "shift10000", "shift8.5", "shift8px", "shift\N{ARABIC-INDIC DIGIT THREE}"]
 
 
-@pytest.mark.parametrize("name", [*WRONG_JPEG, *WRONG_SHIFT, "", "Clean", "dark2", "blur"])
+@pytest.mark.parametrize("name", [*WRONG_JPEG, *WRONG_SHIFT, *WRONG_BLUR, "", "Clean", "dark2"])
 def test_another_name_is_refused_with_the_forms_of_names(name: str, refused: Any) -> None:
-    with refused(ValueError, "clean, dark, jpeg<quality from 1 to 95> and shift<pixels") as error:
+    with refused(
+        ValueError, "clean, dark, jpeg<quality from 1 to 95>, blur<radius from 1 to 99> and shift<pix"
+    ) as error:
         perturbation_named(name)
     assert f"no perturbation named {name!r};" in str(error.value)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "jpeg1", "jpeg9", "jpeg10", "jpeg89", "jpeg95", "shift9999"])
+@pytest.mark.parametrize("name", [*NAMES, "jpeg1", "jpeg9", "jpeg10", "jpeg89", "jpeg95", "blur99", "shift9999"])
 def test_a_perturbation_goes_by_the_name_that_it_was_asked_for(name: str) -> None:
     assert perturbation_named(name).name == name
 
