@@ -130,7 +130,7 @@ def public() -> str:
     sources = {dotted(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
     lines = []
     for name in sam_blvit.__all__:
-        (imported,) = re.findall(rf"from ([\w.]+) import .*\b{name}\b", sources[PACKAGE])
+        imported = f"{PACKAGE}.{sam_blvit._MODULES[name]}"
         defines = re.compile(rf"^(?:(?:class|def) )?{name}\b(?!,|$)", re.MULTILINE)
         places = [each for each in sources if f"{each}.".startswith(f"{imported}.") and defines.search(sources[each])]
         place = places[0] if places else imported

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 import torch
 from segment_anything.modeling import MaskDecoder
 from segment_anything.modeling import Sam as OriginalSam
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam_blvit.model.folded_decoder import is_foldable, mask_logits, run_transformer
 from sam_blvit.model.plain import check_float32
@@ -228,9 +228,11 @@ def _predictions(
 ) -> tuple[Tensor, Logits]:
     """Predicted IoU (P, M), and a function that gives the logits of selected prompts."""
     if not torch.is_autocast_enabled(embedding.device.type):  # which brings dtypes together
-        for part in ("prompt_encoder", "mask_decoder"):
-            weights = (each.dtype for each in getattr(sam, part).parameters() if each.is_floating_point())
-            check_float32(next(weights, torch.float32), part)
+        for name in ("prompt_encoder", "mask_decoder"):
+            part = getattr(sam, name)
+            parameters = part.parameters() if isinstance(part, nn.Module) else ()  # a wrapped Sam may have a function
+            dtypes = (parameter.dtype for parameter in parameters if parameter.is_floating_point())
+            check_float32(next(dtypes, torch.float32), name)
     exact = all(weight.dtype == torch.float32 for weight in sam.prompt_encoder.parameters())
     # coordinates need more than the eight bits that a caller's autocast to bfloat16 would leave
     with torch.autocast(embedding.device.type, enabled=False) if exact else nullcontext():
