@@ -127,7 +127,11 @@ def attend_marked(
     """As `attend`, for keys that may also be means of tokens: the bias of a mean is the mean of its tokens' biases.
 
     Args:
-        q, k, v, by_row, by_col: as in `attend`.
+        q: as in `attend`.
+        k: as in `attend`.
+        v: as in `attend`.
+        by_row: as in `attend`.
+        by_col: as in `attend`.
         marks: (g, H, T, h + w) share of each row and column in a key; `position_marks` for single tokens.
         extra: (g, 1, 1, T) added to the logits of each key.
 

@@ -94,7 +94,9 @@ def decode_above(
     """Decode only masks of high predicted IoU, out of three for each of P prompts.
 
     Args:
-        sam, embedding, points: as in `decode`.
+        sam: as in `decode`.
+        embedding: as in `decode`.
+        points: as in `decode`.
         least: masks whose predicted IoU is above this are decoded.
 
     Returns:
