@@ -25,7 +25,8 @@ import torch
 from segment_anything import automatic_mask_generator as original
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from sam_blvit import SamAutomaticMaskGenerator, everything, sam_model_registry
+from sam_blvit import SamAutomaticMaskGenerator, sam_model_registry
+from sam_blvit import automatic_mask_generator as everything
 from sam_blvit.data.images import read_image
 from sam_blvit.model import decoder
 from sam_blvit.model.encoder import ImageEncoder
@@ -35,7 +36,7 @@ from sam_blvit.system.machine import processor
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "encoder": [(ImageEncoder, "encode")],
     "prompt encoder": [(PromptEncoder, "forward")],
-    "decoder, attention": [(TwoWayTransformer, "forward"), (decoder, "_attend")],
+    "decoder, attention": [(TwoWayTransformer, "forward"), (decoder, "run_transformer")],
     "decoder, masks": [(MaskDecoder, "forward"), (decoder, "_logits")],
     "enlarging": [(Sam, "postprocess_masks")],
     "stability, boxes": [

@@ -30,6 +30,7 @@ from sam_blvit.config import (
     ReportConfig,
     SegmentConfig,
     SubsetConfig,
+    compose,
 )
 from sam_blvit.data.draw import draw_subset
 from sam_blvit.evaluate.calibrate import calibrate
@@ -92,12 +93,12 @@ COMMANDS: dict[tuple[str, str], Callable[[Path], object]] = {
     ("benchmark", "benchmark.json"): lambda at: benchmark([str(at)], BenchmarkConfig(output=OUT)),
     ("benchmark", "side.svg"): lambda at: benchmark([f"onnx:{at},x.onnx"], BenchmarkConfig(output=OUT)),
     ("finetune --teacher", "last.safetensors"): lambda at: finetune(
-        FinetuneConfig(data=OUT, teacher=at, output=OUT, device="cpu")
+        compose(FinetuneConfig, data=OUT, teacher=at, output=OUT, device="cpu")
     ),
     ("finetune --exclude", "log.jsonl"): lambda at: finetune(
-        FinetuneConfig(data=OUT, exclude=at, output=OUT, device="cpu")
+        compose(FinetuneConfig, data=OUT, exclude=at, output=OUT, device="cpu")
     ),
-    ("cache_teacher", "header.json"): lambda at: cache_teacher(CacheConfig(data=OUT, teacher=at, output=OUT)),
+    ("cache_teacher", "header.json"): lambda at: cache_teacher(compose(CacheConfig, data=OUT, teacher=at, output=OUT)),
     ("make_subset --unit tar", "train.tsv"): lambda _: _draw("tar", "train.tsv"),
     ("make_subset --unit image", "validation.tsv"): lambda _: _draw("image", "validation.tsv"),
     ("run_lvis", "summary.json"): lambda at: evaluate_lvis(_evaluation(checkpoint=at)),

@@ -51,7 +51,7 @@ def config_of(root: Path, *, coco: Path | None = None, **fields: Any) -> Finetun
 def source_of(root: Path, image_ids: range, **options: Any) -> Source:
     """Photographs in a tar."""
     write_tar(root / "sa1b" / "sa_000000.tar", image_ids, **options)
-    return training_source(config_of(root))
+    return training_source(config_of(root).data)
 
 
 def made(config: FinetuneConfig, held: Source | None = None) -> Validation:
@@ -219,7 +219,7 @@ def test_a_photograph_that_is_missing_damaged_or_of_another_size_is_refused(
 
 def test_a_damaged_photograph_held_out_is_refused_with_the_remedy(tmp_path: Path, refused: Callable[..., Any]) -> None:
     flat = write_flat(tmp_path / "sa1b", range(3))
-    held = training_source(config_of(tmp_path))
+    held = training_source(config_of(tmp_path).data)
     (flat / "sa_1.jpg").write_bytes(b"no picture")
     with refused(ValueError, "to validate with: .*sa_1.*; leave the photograph out with exclude"):
         made(config_of(tmp_path), held)
@@ -263,7 +263,6 @@ def test_a_held_out_part_without_objects_is_refused_by_name(tmp_path: Path, refu
 TOGETHER = """
 import json, sys
 from pathlib import Path
-from sam_blvit.checkpoint.load import load_sam
 from sam_blvit.checkpoint.load import load_sam, save_sam
 from sam_blvit.config import FinetuneConfig, compose
 from sam_blvit.data.sources import training_source
@@ -313,7 +312,7 @@ def test_two_processes_share_the_photographs(together: tuple[Path, list[dict[str
 
 def test_two_processes_give_exactly_the_numbers_of_one(together: tuple[Path, list[dict[str, Any]]]) -> None:
     root, seen = together
-    alone = made(config_of(root, coco=root), training_source(config_of(root)))
+    alone = made(config_of(root, coco=root), training_source(config_of(root).data))
     scores = alone(load_sam(root / "model.safetensors"), keep_ratios=(0.25,))
     assert [of_one["scores"] for of_one in seen] == [scores] * 2
     assert scores["val@0.25/held/box"] > 0
