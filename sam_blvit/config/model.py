@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Any
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
-ROUTERS = {"learned": True, "random": False}
+ROUTER_LEARNS = {"learned": True, "random": False}
 """Routers by name, and whether they learn."""
 ROUTER_SCORES = ("window", "two_class")
 PRIMARY_KEYS = ("all", "primary", "pooled")
@@ -102,7 +102,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         words = {
             "compute_dtype": COMPUTE_DTYPES,
-            "router": tuple(ROUTERS),
+            "router": tuple(ROUTER_LEARNS),
             "router_scores": ROUTER_SCORES,
             "primary_keys": PRIMARY_KEYS,
         }
@@ -187,7 +187,7 @@ class ModelConfig:
     @property
     def router_learns(self) -> bool:
         """Whether routers have parameters and can be trained."""
-        return ROUTERS[self.router]
+        return ROUTER_LEARNS[self.router]
 
     def attends_globally(self, layer: int, *, little: bool = False) -> bool:
         """Whether attention in `layer`, or that of its efficiency block, sees all tokens and not a window."""

@@ -18,21 +18,21 @@ from torch import Tensor
 from sam_blvit.model.decoder import predict_masks
 from sam_blvit.model.sam import Sam
 
-Answer = tuple[Tensor, Tensor]
+DecoderOutput = tuple[Tensor, Tensor]
 """Logits (P, 4, 4G, 4G) and predicted IoU (P, 4) of every output of the decoder."""
 
 
 def predict_all(
     sam: Sam, embeddings: Tensor, counts: Sequence[int], coords: Tensor, labels: Tensor, last: Tensor | None
-) -> Answer:
+) -> DecoderOutput:
     """Decode all prompts with every output of the mask decoder.
 
     Args:
         sam: The model.
         embeddings: (B, 256, G, G). The first photograph has the first `counts[0]` prompts, and so on.
         counts: Prompts of each photograph, P in all.
-        coords: (P, T, 2), as in Prompts.
-        labels: (P, T), as in Prompts.
+        coords: (P, T, 2), as in PromptBatch.
+        labels: (P, T), as in PromptBatch.
         last: (P, 1, 4G, 4G), logits of earlier masks to feed back; None in the first round.
     """
     with torch.autocast(embeddings.device.type, enabled=False):  # coordinates need more than bf16's eight bits
@@ -50,7 +50,7 @@ def predict_all(
 
 
 def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
-    """Embed `coords` (P, T, 2) with `labels` (P, T), -1 to 3 as in Prompts: (P, T, 256).
+    """Embed `coords` (P, T, 2) with `labels` (P, T), -1 to 3 as in PromptBatch: (P, T, 256).
 
     The tokens are those of the prompt encoder itself, which takes points and corners apart, and only some mixtures.
     """

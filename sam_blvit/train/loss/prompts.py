@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sam_blvit.data.samples import Sample
 from sam_blvit.train.loss.sampling import Draws, Purpose, on_device, pixel_centres, uniform_pixels
-from sam_blvit.train.loss.terms import Heads, Truth
+from sam_blvit.train.loss.terms import Heads, TargetMasks
 
 NOT_A_POINT, OFF, ON, FIRST_CORNER, LAST_CORNER = -1, 0, 1, 2, 3
 """Labels of a prompt's tokens; SAM's prompt encoder knows them by these numbers."""
@@ -48,7 +48,7 @@ STYLES = {
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptBatch:
     """One kind of prompt for some masks of an image; all have as many tokens.
 
     Padding tokens would shift the decoder's attention away from what it sees in prediction. SAM itself adds one token
@@ -67,7 +67,7 @@ class Prompts:
     """Which outputs answer."""
 
 
-def draw_prompts(sample: Sample, style: str, *, image_size: int, draws: Draws) -> list[Prompts]:
+def draw_prompts(sample: Sample, style: str, *, image_size: int, draws: Draws) -> list[PromptBatch]:
     """The first prompt of each mask of `sample` in a `style` of STYLES: boxes, one point, several, those there are.
 
     One point is answered by the best of three masks, several by the single one, and a box by both, since zero-shot AP
@@ -90,11 +90,13 @@ def draw_prompts(sample: Sample, style: str, *, image_size: int, draws: Draws) -
                 tokens = _corners(sample, masks, noise[masks], image_size)
             heads = (Heads.BOTH, Heads.MULTI, Heads.SINGLE)[min(count, 2)]
             ann_ids = tuple(sample.ann_ids[i] for i in masks)
-            prompts.append(Prompts(masks, ann_ids, *tokens, heads))
+            prompts.append(PromptBatch(masks, ann_ids, *tokens, heads))
     return prompts
 
 
-def add_error_points(prompts: Prompts, answer: Tensor, truth: Truth, *, image_size: int, draws: Tensor) -> Prompts:
+def add_error_points(
+    prompts: PromptBatch, answer: Tensor, truth: TargetMasks, *, image_size: int, draws: Tensor
+) -> PromptBatch:
     """`prompts` with one more point each, uniform where `answer` (P, h, w) bool is wrong.
 
     `draws` (P, 1), as in `uniform_pixels`. A mask without an error gets a token that is no point, and so do all where

@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from sam_blvit.data.samples import Sample
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.loss.predict import Answer, predict_all
-from sam_blvit.train.loss.prompts import Prompts, add_error_points, draw_prompts, plan_rounds
+from sam_blvit.train.loss.predict import DecoderOutput, predict_all
+from sam_blvit.train.loss.prompts import PromptBatch, add_error_points, draw_prompts, plan_rounds
 from sam_blvit.train.loss.sampling import Draws, Purpose, loss_places, on_device
-from sam_blvit.train.loss.terms import Comparison, Heads, MaskLoss, Truth, answer_of, compare, mask_loss
+from sam_blvit.train.loss.terms import Heads, MaskLoss, OutputScores, TargetMasks, answer_of, compare, mask_loss
 
 
 def mask_losses(
@@ -81,9 +81,9 @@ class PromptedMasks:
     """Its place in the batch."""
     places: Tensor
     """(P,), of the masks among those of all photographs, on the CPU."""
-    prompts: Prompts
+    prompts: PromptBatch
     """What to ask next."""
-    truth: Truth
+    truth: TargetMasks
     draws: Draws
     image_size: int
     point_follows: list[bool]
@@ -124,7 +124,7 @@ class PromptedMasks:
             covered=(height / side, width / side),
         )
 
-    def _add_points(self, compared: Comparison, answers: tuple[Tensor, Tensor], number: int) -> None:
+    def _add_points(self, compared: OutputScores, answers: tuple[Tensor, Tensor], number: int) -> None:
         """A point each for round `number`, where the answers of the round before are wrong."""
         generators = self.draws.masks(self.prompts.ann_ids, number, Purpose.PROMPT)
         self.prompts = add_error_points(
@@ -136,7 +136,9 @@ class PromptedMasks:
         )
 
 
-def ask(decoder: Callable[..., Answer], embeddings: Tensor, group: Sequence[PromptedMasks]) -> list[Answer]:
+def ask(
+    decoder: Callable[..., DecoderOutput], embeddings: Tensor, group: Sequence[PromptedMasks]
+) -> list[DecoderOutput]:
     """The answer to each of `group`, whose prompts have the same number of tokens, by one call of `decoder`.
 
     Args:
@@ -172,7 +174,7 @@ def _first_prompts(
         point_follows = [*plan_rounds(style, correction_rounds, draws), False]
         sample = replace(sample, masks=on_device(sample.masks, device))
         for prompts in draw_prompts(sample, style, image_size=image_size, draws=draws):
-            truth = Truth(sample.masks[on_device(prompts.masks, device)], sample.valid)
+            truth = TargetMasks(sample.masks[on_device(prompts.masks, device)], sample.valid)
             places = before + prompts.masks
             prompted.append(PromptedMasks(photograph, places, prompts, truth, draws, image_size, point_follows))
         before += len(sample.ann_ids)

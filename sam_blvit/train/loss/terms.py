@@ -49,7 +49,7 @@ class Heads(Enum):
 
 
 @dataclass(frozen=True)
-class Truth:
+class TargetMasks:
     """What P masks should be."""
 
     masks: Tensor
@@ -62,14 +62,14 @@ class Truth:
         """(P, h, w): the part of `masks` on the photograph."""
         return self.masks[:, : self.valid[0], : self.valid[1]]
 
-    def at(self, side: int) -> Truth:
+    def at(self, side: int) -> TargetMasks:
         """The same with `side` pixels along a mask, each the truth at its centre."""
         small = F.interpolate(self.masks[:, None].view(torch.uint8), (side, side), mode="nearest-exact")[:, 0]
         height, width = (max(1, round(length * side / self.masks.shape[-1])) for length in self.valid)
-        return Truth(small.view(torch.bool), (height, width))
+        return TargetMasks(small.view(torch.bool), (height, width))
 
 
-class Comparison(NamedTuple):
+class OutputScores(NamedTuple):
     """How each output compares with the truth."""
 
     focal: Tensor
@@ -80,7 +80,7 @@ class Comparison(NamedTuple):
     """(P, H), without gradient."""
     masks: Tensor
     """(P, H, h, w) bool: the outputs, thresholded, on the photograph."""
-    areas: Truth
+    areas: TargetMasks
     """What `masks` should be, at their resolution."""
 
 
@@ -136,7 +136,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Distil
     )
 
 
-def compare(logits: Tensor, truth: Truth, *, places: Tensor | None = None) -> Comparison:
+def compare(logits: Tensor, truth: TargetMasks, *, places: Tensor | None = None) -> OutputScores:
     """Compare outputs `logits` (P, H, S, S) with `truth`: everywhere, or focal and dice loss at `places` (P, N, 2).
 
     Everywhere is at the truth's side, to which logits are upsampled. With places nothing is upsampled, and `truth` of
@@ -147,7 +147,7 @@ def compare(logits: Tensor, truth: Truth, *, places: Tensor | None = None) -> Co
         return checkpoint(_compare, logits.float(), truth, places, use_reentrant=False, preserve_rng_state=False)
 
 
-def _compare(logits: Tensor, truth: Truth, places: Tensor | None) -> Comparison:
+def _compare(logits: Tensor, truth: TargetMasks, places: Tensor | None) -> OutputScores:
     if places is None:
         areas, side = truth, truth.masks.shape[-1]
         wide = F.interpolate(logits, (side, side), mode="bilinear")[..., : truth.valid[0], : truth.valid[1]]
@@ -156,10 +156,10 @@ def _compare(logits: Tensor, truth: Truth, places: Tensor | None) -> Comparison:
         areas = truth.at(logits.shape[-1])
         losses = focal_and_dice(at_places(logits, places), mask_at_places(truth.masks, places))
         masks = logits[..., : areas.valid[0], : areas.valid[1]] > 0
-    return Comparison(*losses, mask_iou(masks, areas.covered[:, None]), masks, areas)
+    return OutputScores(*losses, mask_iou(masks, areas.covered[:, None]), masks, areas)
 
 
-def mask_loss(compared: Comparison, predicted_iou: Tensor, heads: Heads) -> MaskLoss:
+def mask_loss(compared: OutputScores, predicted_iou: Tensor, heads: Heads) -> MaskLoss:
     """20 focal + dice + squared error of the predicted IoU, for the outputs that answer.
 
     `predicted_iou` (P, H). The outputs of a team compete by 20 focal + dice, and only the winner's mask is trained
