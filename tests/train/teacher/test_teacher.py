@@ -429,5 +429,5 @@ def test_each_sees_the_photograph_at_its_own_size(
 
 
 def test_tokens_of_an_exported_teacher_cannot_be_matched(exported: tuple[Any, Path, Path], refused: Refused) -> None:
-    with refused(ValueError, "an exported teacher gives final embeddings alone"):
+    with refused(ValueError, "an exported teacher has only final embeddings"):
         config(teacher=exported[1], distillation_layers=1.0)
