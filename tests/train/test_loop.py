@@ -272,7 +272,7 @@ def test_other_settings_are_refused_by_their_names(
 def test_resume_never_refuses_a_directory_with_a_run(
     data: Path, teacher: Path, distilled: Path, refused: Refused
 ) -> None:
-    with refused(ValueError, f"resume=never: {re.escape(str(distilled))} holds a run; name another output"):
+    with refused(ValueError, f"resume=never: {re.escape(str(distilled))} contains a run; use another output"):
         finetune(config(data, distilled, teacher=teacher, **DISTILLED, resume="never"))
 
 
@@ -290,7 +290,7 @@ def test_a_run_that_was_moved_goes_on_divided_otherwise(
     shutil.copy(teacher, brought)
     others = {"batch_size": 1, "accumulate": 2, "workers": 1, "max_steps": None, "checkpoint_every": 1, "log_every": 2}
     finetune(config(photographs, moved, teacher=brought, **{**DISTILLED, **others}))
-    assert "going on after step 3" in capsys.readouterr().out
+    assert "resumed after step 3" in capsys.readouterr().out
     assert [row["step"] for row in log(moved)] == [1, 2, 3, 4, 5]
     assert progress(moved).step == 5
 
@@ -303,7 +303,7 @@ def test_a_finished_run_trains_nothing_more(
     assert len(seen) == 2
     finetune(config(data, tmp_path))
     assert len(seen) == len(log(tmp_path)) == 2
-    assert "going on after step 2" in capsys.readouterr().out
+    assert "resumed after step 2" in capsys.readouterr().out
     assert all(torch.equal(value, before[name]) for name, value in tensors(tmp_path / MODEL_FILE).items())
 
 
@@ -543,6 +543,6 @@ def test_what_was_frozen_is_still_segment_anythings_model_at_keep_ratio_1(
 
 def test_fewer_steps_than_a_run_has_made_are_refused(data: Path, tmp_path: Path) -> None:
     finetune(config(data, tmp_path, schedule_steps=3, max_steps=2))
-    with pytest.raises(ValueError, match=r"max_steps=1: the run in .* has made 2 steps already"):
+    with pytest.raises(ValueError, match=r"max_steps=1: the run in .* has already made 2 steps"):
         finetune(config(data, tmp_path, schedule_steps=3, max_steps=1))
     finetune(config(data, tmp_path, schedule_steps=3, max_steps=2))
