@@ -264,7 +264,7 @@ def test_other_settings_are_refused_by_their_names(
     data: Path, teacher: Path, distilled: Path, refused: Refused
 ) -> None:
     differing = "(flip False there, True here, lr 0.0005 there, 1e-05 here)"
-    with refused(ValueError, re.escape(f"{distilled} holds a run with other settings {differing}; name another")):
+    with refused(ValueError, re.escape(f"{distilled} contains a run with other settings {differing}; use another")):
         finetune(config(data, distilled, teacher=teacher, **{**DISTILLED, "lr": 1e-5, "flip": True}))
     assert progress(distilled).step == 3
 
@@ -380,7 +380,7 @@ def test_too_many_steps_without_a_number_end_the_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.setattr(setup, "TrainingSamples", without_numbers(3))
-    with pytest.warns(UserWarning, match="skipped"), refused(ValueError, "2 steps had a gradient that is no number"):
+    with pytest.warns(UserWarning, match="skipped"), refused(ValueError, "2 steps had a gradient that was not finite"):
         finetune(config(data, tmp_path, schedule_steps=9, max_bad_steps=2))
     assert len((tmp_path / BAD_STEPS_FILE).read_text().splitlines()) == 2
     assert progress(tmp_path).bad_steps == 2  # what was learnt until then is kept
@@ -478,7 +478,7 @@ def test_a_dense_student_smaller_than_its_teacher_goes_on_and_is_compared(
         [" before ", " vit_tiny ", " 1 "],
         [" after ", " vit_tiny ", " 1 "],
     ]
-    with refused(ValueError, "holds a run with other settings .*options"):
+    with refused(ValueError, "contains a run with other settings .*options"):
         finetune(config(data, tmp_path / "parts", **narrow | {"options": ("dim=32", "layers=2", "global_layers=2")}))
 
 
