@@ -60,7 +60,7 @@ class ModelConfig:
     window: int = SAM_WINDOW
     """Side of a window, tokens. If it does not divide the grid, windowed attention pads as in SAM."""
     neck_layers: tuple[int, ...] = ()
-    """Earlier layers whose tokens the neck reads besides the last layer's. They keep detail that is lost later."""
+    """Earlier layers whose tokens the neck reads, along with the last layer's. They keep detail that is lost later."""
     rel_pos_window: int = SAM_WINDOW
     """Window size of the relative-position tables, which have 2 * rel_pos_window - 1 rows."""
     routed_from: int | None = None

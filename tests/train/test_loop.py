@@ -1,4 +1,4 @@
-"""The trainer from end to end, in this process: what a run writes and says, what it refuses, and what it survives."""
+"""The trainer from end to end, in this process: what a run writes, prints and refuses, and what it survives."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     return load_sam(path).state_dict()
 
 
-# what a run writes and says -------------------------------------------------------------------------------------------
+# what a run writes and prints ----------------------------------------------------------------------------------------
 
 DISTILLED = {
     "schedule_steps": 5, "max_steps": 3, "keep_ratios": (0.25, 0.5), "kd_only_steps": 1, "distillation_layers": 0.5,
@@ -257,7 +257,7 @@ def test_a_rate_of_zero_leaves_what_was_there_as_it_was(data: Path, teacher: Pat
     assert after["image_encoder.blocks.1.little.mlp.leave.weight"].abs().sum() > 0
 
 
-# going on -------------------------------------------------------------------------------------------------------------
+# resuming -------------------------------------------------------------------------------------------------------------
 
 
 def test_other_settings_are_refused_by_their_names(

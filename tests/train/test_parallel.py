@@ -1,4 +1,4 @@
-"""The objective as its processes run it, and the whole student out of it; with real processes in test_finetune."""
+"""The wrapped objective, and the whole student gathered from it. Real processes are in test_finetune."""
 
 from __future__ import annotations
 

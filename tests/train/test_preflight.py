@@ -1,4 +1,4 @@
-"""Before a long run: what is told of it follows from steps that were made, and nothing of it is kept."""
+"""Checks before a long run: the report follows from real steps, and nothing is saved."""
 
 from __future__ import annotations
 

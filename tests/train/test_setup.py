@@ -1,4 +1,4 @@
-"""A run made ready: what its parts are, in which order they are made, and what it refuses to be made of."""
+"""Setting up a run: its parts, their order, and what is refused."""
 
 from __future__ import annotations
 

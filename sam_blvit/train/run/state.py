@@ -203,9 +203,7 @@ class Checkpoints:
         best = f"{PREFIX}{progress.best_step:08d}" if progress.best_step is not None else ""
         for directory in self.found()[:-KEPT]:
             if directory.name != best:
-                going = directory.with_name(
-                    f"{UNFINISHED}{directory.name}"
-                )  # so that a partly removed one is never found
+                going = directory.with_name(f"{UNFINISHED}{directory.name}")  # a partly removed one is never found
                 os.replace(directory, going)
                 shutil.rmtree(going)
 

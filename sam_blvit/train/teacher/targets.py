@@ -224,10 +224,7 @@ def teacher_size(config: FinetuneConfig | CacheConfig, student: ModelConfig) -> 
 
 
 def teacher_model(config: FinetuneConfig | CacheConfig) -> str:
-    """Return the teacher's registry name, or its file name if it is exported.
-
-    teacher_model=same is resolved to the dense registry model of the same size as the student.
-    """
+    """Return the teacher's registry name, with same resolved, or its file name if it is exported."""
     path = config.teacher.teacher
     if path is not None and is_exported(path):
         return path.name

@@ -1,4 +1,4 @@
-"""The rounds of prompts and answers: what the decoder is asked, and what is made of its answers."""
+"""The rounds of prompts and answers: the inputs of the decoder, and the loss of its outputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

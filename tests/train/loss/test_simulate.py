@@ -1,4 +1,4 @@
-"""The first prompts and the points at errors, against what SAM, EfficientViT-SAM and we say they are."""
+"""The first prompts and the points at errors, against the descriptions of SAM, EfficientViT-SAM and this package."""
 
 from dataclasses import replace
 

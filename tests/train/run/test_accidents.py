@@ -1,4 +1,4 @@
-"""Accidents: what goes wrong without ending a run is counted and said, and too much of it ends the run."""
+"""Recoverable failures are counted and reported, and too many of them stop the run."""
 
 from __future__ import annotations
 

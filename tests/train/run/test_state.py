@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest that loads, and what is kept."""
+"""Checkpoints: atomic writes, loading the newest that can be loaded, and which are kept."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_state_comes_back_bit_for_bit(tiny: Config, checkpoints: Checkpoints, 
     other = fresh(tiny, average=average, seed=1)
     assert checkpoints.load_newest(other, IDENTITY) == progress(3, damaged={"7": "gone"})
     assert_same(state, other)
-    learn(state)  # and goes on alike
+    learn(state)  # and continue identically
     torch.manual_seed(0)
     one, two = fresh(tiny), fresh(tiny)
     assert_same(one, two)

@@ -186,7 +186,7 @@ def test_a_photograph_that_was_never_there_is_named(
             teacher.kept.of([1, absent])
 
 
-# going on -----------------------------------------------------------------------------------------------------------
+# resuming -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_cache_goes_on_where_it_stopped(

@@ -1,4 +1,4 @@
-"""What a smaller encoder starts with: which channels, heads and layers of a larger one."""
+"""Initial weights of a smaller encoder: which channels, heads and layers of a larger one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose embeddings a student is to match, and what it starts with."""
+"""Teachers: their embeddings, and the initial weights of students."""
 
 from __future__ import annotations
 
