@@ -449,7 +449,7 @@ def test_a_mirrored_photograph_meets_the_embedding_of_its_mirror_image(
 ) -> None:
     mirrored = cache_teacher(compose(CacheConfig, **{**settings, "output": tmp_path / "mirrored", "mirrored": True}))
     config = run(settings, teacher_cache=kept, mirrored_cache=mirrored, flip=True)
-    source = training_source(config)
+    source = training_source(config.data)
     dataset = TrainingSamples(source, image_size=128, mask_side=32, masks_per_image=2, mirrored=0.5)
     samples = [item for place in range(5) if isinstance(item := dataset[place, place], Sample)]
     assert {sample.mirrored for sample in samples} == {False, True}
