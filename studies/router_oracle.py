@@ -368,7 +368,7 @@ def router_oracle(config: OracleConfig) -> None:
     images = find_images([dataset.records[image_id] for image_id in objects][: config.limit], config.images)
     instances = [instance for image in images for instance in objects[image.image_id]]
     sam, model = prepared(config)
-    has_learnt = config.model is None and sam.config.router == "learned"
+    has_learnt = config.model is None and sam.config.router_learns
     rankings = {name: ranking for name, ranking in RANKINGS.items() if has_learnt or name != "learned router"}
     outcomes = measure(sam, images, instances, keep_ratios=config.keep_ratios, rankings=rankings)
     scored = sum(len(one.ious) for one in outcomes[1.0, ""])

@@ -1,5 +1,5 @@
-"""Every setting as data: models, and what each command takes. Standard library only, so a checkpoint's config reads
-anywhere."""
+"""All settings as dataclasses: models, and the options of each command. Needs only the standard library, so that the
+config of a checkpoint can be read anywhere."""
 
 from sam_blvit.config.benchmark import ASPECTS, BENCHMARK_CHOICES, BenchmarkConfig
 from sam_blvit.config.cascade import CascadeConfig

@@ -1,4 +1,4 @@
-"""What `sam-blvit benchmark` takes."""
+"""Options of `sam-blvit benchmark`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sam_blvit.config.commands import DEVICES
 from sam_blvit.config.model import COMPUTE_DTYPES, PATCH_SIZE, check_keep_ratio
 
 ASPECTS = {"square": (1, 1), "4:3": (4, 3), "16:9": (16, 9)}
-"""Shapes of a photograph, width to height."""
+"""Aspect ratios by name: width, height."""
 BENCHMARK_CHOICES = {
     "devices": DEVICES,
     "dtypes": ("auto", *COMPUTE_DTYPES),
@@ -17,36 +17,36 @@ BENCHMARK_CHOICES = {
     "aspects": tuple(ASPECTS),
     "allocators": ("tuned", "default"),
 }
-"""Settings of a benchmark, and the words that each is a list of."""
+"""Settings that are lists of words, and the words allowed in each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """What models are measured under: every combination of the lists."""
+    """Conditions of a benchmark. Models are measured under every combination of the lists."""
 
     devices: tuple[str, ...] = ("auto",)
-    """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
+    """auto, cpu, cuda or mps. auto uses the first available of cuda, mps and cpu."""
     dtypes: tuple[str, ...] = ("auto",)
-    """float32 or bfloat16, of the encoder: our own models' compute_dtype, autocast around others. auto: bfloat16 where
-    the device multiplies it, else float32."""
+    """dtype of the encoder: float32 or bfloat16. Sets compute_dtype of this package's models; other models run under
+    autocast. auto: bfloat16 if the device has matrix products in it, else float32."""
     ways: tuple[str, ...] = ("eager",)
-    """eager or compiled (torch.compile; on CUDA with CUDA graphs)."""
+    """eager or compiled (torch.compile, on CUDA with CUDA graphs)."""
     batches: tuple[int, ...] = (1,)
-    """Images that the encoder is given at once."""
+    """Images per batch."""
     sides: tuple[int, ...] = ()
-    """Longest side of the image, pixels. Default: each model's own."""
+    """Longest side of the input, pixels. Default: each model's own."""
     aspects: tuple[str, ...] = ("square",)
-    """square, 4:3 or 16:9. Models that take only their square are given that."""
+    """square, 4:3 or 16:9. Models with a fixed square input are measured on the square."""
     keep_ratios: tuple[float, ...] = ()
     """Keep ratios at which big.LITTLE models are measured. Default: each model's own."""
     threads: tuple[int, ...] = ()
-    """Threads on a CPU. Default: as many as PyTorch takes."""
+    """Threads on a CPU. Default: PyTorch's own choice."""
     allocators: tuple[str, ...] = ("tuned",)
-    """On a CPU: tuned (large blocks are kept, as our commands do) or default (glibc's settings)."""
+    """On a CPU: tuned (freed large blocks are kept for reuse, as in all commands) or default (glibc's settings)."""
     rounds: int = 7
-    """Times that each model is timed, after warm-up."""
+    """Timed runs of each model, after warm-up."""
     memory_limit: float | None = None
-    """GiB of memory that a process may take. Default: nine tenths of what is available."""
+    """Memory limit of a process, GiB. Default: nine tenths of the available memory."""
     output: Path = Path("runs/benchmark")
     """Directory for benchmark.md, benchmark.json and the charts."""
 
@@ -58,7 +58,7 @@ class BenchmarkConfig:
                 if word not in words:
                     raise ValueError(f"{name}: {word!r} is not one of {', '.join(words)}")
         if not self.batches:
-            raise ValueError("batches is empty; 1 is the usual one")
+            raise ValueError("batches is empty; 1 is usual")
         for name in ("batches", "threads"):
             if few := [number for number in getattr(self, name) if number < 1]:
                 raise ValueError(f"{name}: {few[0]} is not a positive number")

@@ -1,4 +1,4 @@
-"""What eval/run_cascade.py takes."""
+"""Options of eval/run_cascade.py."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ CASCADE_CHOICES = {
     "scores_are": ("auto", "logits", "probabilities"),
     "minimise": ("macs", "milliseconds"),
 }
-"""Settings of a cascade, and the words they take."""
+"""Settings of a cascade, and the words allowed in each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeConfig:
-    """Two or more models, or saved scores of them, and how thresholds between them are chosen."""
+    """Two or more models or their saved scores, and how to choose the thresholds between them."""
 
     scores: tuple[Path, ...] = ()
-    """Files of saved scores, cheapest model first: .npz with scores (samples, classes), names, macs for one sample, and
-    optionally milliseconds for one sample, load_milliseconds of the model and confidence (samples)."""
+    """Files of saved scores, cheapest model first. Each is an .npz with scores (samples, classes), names, macs per
+    sample, and optionally milliseconds per sample, load_milliseconds of the model, and confidence (samples)."""
     models: tuple[str, ...] = ()
-    """Models to score instead, cheapest first: timm:NAME, or module:function, which returns a pair of a torch module
-    and its input transform."""
+    """Models to run instead of reading saved scores, cheapest first: timm:NAME, or module:function, where the function
+    returns a torch module and its input transform."""
     images: Path | None = None
-    """Directory of the photographs that models are scored on: CLASS/PHOTOGRAPH as in ImageNet, or any with labels."""
+    """Directory of the photographs to run the models on: CLASS/PHOTOGRAPH as in ImageNet, or any layout with labels."""
     labels: Path | None = None
-    """CSV table with columns name (or file) and label, a class counted from 0. Default with images: their labels.csv,
-    else their folders, numbered by name."""
+    """CSV table with columns name (or file) and label, a class number from 0. Default with images: labels.csv in their
+    directory, else the names of their folders, numbered in order."""
     output: Path
-    """Directory for summary.json, curve.csv, samples.csv and cascade.svg, and for scores/ of models."""
+    """Directory for summary.json, curve.csv, samples.csv, cascade.svg, and scores/ if models are run."""
     perturb: tuple[str, ...] = ()
     """Also test on corrupted copies: jpeg<quality>, blur<radius>, shift<pixels> and dark. Saved scores of copies are
-    beside the clean ones: little.npz, little.jpeg10.npz."""
+    read from files next to the clean ones: little.npz, little.jpeg10.npz."""
     timed: int = 50
-    """Photographs that a model's milliseconds are the median of, one at a time. 0: not timed."""
+    """Photographs to time each model on, one at a time. The median is reported. 0: no timing."""
     batch_size: int = 32
-    """Photographs that a model scores at once."""
+    """Photographs per batch."""
     device: str = "auto"
-    """Device that models run on: auto, cpu, cuda or mps."""
+    """auto, cpu, cuda or mps. auto uses the first available of cuda, mps and cpu."""
     confidence: str = "max"
-    """max (largest probability), margin (to the second largest), entropy (1 - entropy / its maximum) or saved (the
-    files' own)."""
+    """Measure of confidence: max (largest probability), margin (difference from the second largest), entropy (1 -
+    entropy / its maximum) or saved (stored in the files)."""
     scores_are: str = "auto"
-    """logits or probabilities. auto: probabilities if all are from 0 to 1 and each row sums to 1."""
+    """logits or probabilities. auto: probabilities if all values are from 0 to 1 and each row sums to 1."""
     fit_share: float = 0.5
-    """Share of the samples that thresholds are chosen on, drawn by seed. The others test the choice."""
+    """Share of the samples used to choose the thresholds, drawn by seed. The others are the test set."""
     seed: int = 0
-    """Seed of the split and of the resamples."""
+    """Seed of the split and of the bootstrap."""
     minimise: str = "macs"
-    """Cost that thresholds make small: macs or milliseconds."""
+    """Cost to minimise: macs or milliseconds."""
     tolerance: float = 0.0
-    """Accuracy, from 0 to 1, that may be lost against the last model on the fitted samples."""
+    """Largest loss of accuracy against the last model, from 0 to 1, on the samples that thresholds are chosen on."""
     budget: float | None = None
-    """Mean cost of a sample that may be spent: the most accurate thresholds within it are chosen."""
+    """Largest mean cost per sample. If given, the most accurate thresholds within it are chosen."""
     weight: float = 1.0
-    """Weight of a later model's probabilities for a sample passed on to it, the rest is the earlier model's. 1: the
-    later model alone."""
+    """Weight of the later model's probabilities for a sample that is passed on to it. The earlier model's have the
+    remaining weight. 1: only the later model counts."""
     resamples: int = 1000
-    """Resamples that the intervals come from."""
+    """Bootstrap resamples for the confidence intervals."""
 
     def __post_init__(self) -> None:
         for name, words in CASCADE_CHOICES.items():
@@ -68,7 +68,7 @@ class CascadeConfig:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(words)}")
         self._check_models()
         if not 0 < self.fit_share < 1:
-            raise ValueError(f"fit_share={self.fit_share:g} is not between 0 and 1; 0.5 is the usual one")
+            raise ValueError(f"fit_share={self.fit_share:g} is not between 0 and 1; 0.5 is usual")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight={self.weight:g} is not between 0 and 1")
         if not 0 <= self.tolerance <= 1:

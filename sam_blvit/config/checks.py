@@ -1,4 +1,4 @@
-"""Checks that several configs share. Each raises ValueError with one line that names the setting and its value."""
+"""Checks shared by several configs. Each raises a ValueError that names the setting and its value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def check_words(config: object, choices: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError unless each setting in `choices` has one of its words."""
+    """Raise ValueError if a setting in `choices` is not one of the allowed words."""
     for name, words in choices.items():
         if (value := getattr(config, name)) not in words:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(words)}")

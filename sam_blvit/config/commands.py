@@ -1,4 +1,4 @@
-"""What the `sam-blvit` commands take, and what every command that runs a model takes."""
+"""Options of the `sam-blvit` commands, and those common to all commands that run a model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsConfig:
-    """Which model a command runs, and where."""
+    """The model that a command runs, and its device."""
 
     model: str | None = None
-    """Registry name, or path of one of our checkpoints. Default: the model in `checkpoint`; without one, blvit_s_t."""
+    """Registry name, or path of a checkpoint of this package. Default: the model in `checkpoint`; without one,
+    blvit_s_t."""
     checkpoint: Path | None = None
-    """One of our checkpoints, or a plain SAM .pth of the size that `model` names. Default: blvit_s_t's own weights."""
+    """A checkpoint of this package, or a plain SAM .pth of the same size as `model`. Default: the weights of
+    blvit_s_t."""
     base: Path | None = None
-    """The SAM that an adapter was trained for, if the checkpoint is an adapter."""
+    """The SAM that the adapter was trained for, if `checkpoint` is an adapter."""
     keep_ratio: float | None = None
     """Share of the tokens that performance blocks update, 0 to 1. Default: the model's own."""
     image_size: int | None = None
-    """Longest side of the encoder's input, pixels; positions are interpolated to it. Default: the checkpoint's."""
+    """Longest side of the encoder's input, pixels. Positional embeddings are interpolated. Default: the model's own."""
     compile: bool = False
-    """Compile the encoder for each image size and keep ratio that it meets: a minute or more each and a copy of the
-    weights, quicker then. Where routing is looked at (pictures of it, perturbed photographs) it runs as it is."""
+    """Compile the encoder: faster, but each new image size or keep ratio first takes a minute or more and a copy of the
+    weights. Not used where routing is read out (pictures of it, perturbed photographs)."""
     device: str = "auto"
-    """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
+    """auto, cpu, cuda or mps. auto uses the first available of cuda, mps and cpu."""
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
@@ -40,57 +42,55 @@ class WeightsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(WeightsConfig):
-    """Prompts for one object of a photograph, and where its mask goes."""
+    """Prompts for one object of a photograph, and the output."""
 
     point: tuple[str, ...] = ()
     """Points on the object, each X,Y in pixels of the photograph."""
     negative: tuple[str, ...] = ()
-    """Points off the object, each X,Y in pixels of the photograph."""
+    """Points outside the object, each X,Y in pixels of the photograph."""
     box: str | None = None
     """Box around the object, X0,Y0,X1,Y1 in pixels of the photograph."""
     output: Path
     """Directory for the mask, the overlay and the JSON."""
     show_routing: bool = False
-    """Also draw which tokens each router sent to the performance block."""
+    """Also draw the primary tokens of each router."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EverythingConfig(WeightsConfig):
-    """Which masks of a photograph count, and where they go."""
+    """Which masks of a photograph to keep, and the output."""
 
     output: Path
     """Directory for the picture and the JSON."""
     points_per_side: int = 32
-    """Points that are asked about along each side of the photograph."""
+    """Point prompts along each side of the photograph."""
     pred_iou_thresh: float | None = None
-    """Masks of which the model predicts a lower IoU are left out. Default: the model's own."""
+    """Masks with a lower predicted IoU are dropped. Default: the model's own."""
     stability_score_thresh: float | None = None
-    """Masks are left out that change more than this when their threshold moves; 1 is no change. Default: the model's
-    own."""
+    """Masks with a lower stability score are dropped: the IoU of the mask at a higher and a lower threshold of its
+    logits. Default: the model's own."""
     min_mask_region_area: int = 0
-    """Holes and islands of fewer pixels are filled and removed."""
+    """Fill holes and remove islands of fewer pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.points_per_side < 1:
-            raise ValueError(f"points_per_side={self.points_per_side}: at least 1 point is needed")
+            raise ValueError(f"points_per_side={self.points_per_side}: at least 1 is needed")
         for name in THRESHOLDS:
             if (value := getattr(self, name)) is not None:
                 check_threshold(name, value)
         if self.min_mask_region_area < 0:
-            raise ValueError(
-                f"min_mask_region_area={self.min_mask_region_area} is negative; 0 leaves masks as they are"
-            )
+            raise ValueError(f"min_mask_region_area={self.min_mask_region_area} is negative; 0 leaves masks unchanged")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Which files weights are brought in from."""
+    """Files to import weights from."""
 
     encoder: Path | None = None
     """A plain ViT of the model's width (DINOv2, MAE, DeiT; .pth, .safetensors or .onnx). Default: untrained."""
     decoder: Path | None = None
-    """An exported SAM decoder (.onnx), for prompt encoder and mask decoder. Default: untrained."""
+    """An exported SAM decoder (.onnx), for the prompt encoder and mask decoder. Default: untrained."""
     output: Path
     """The checkpoint to write, .safetensors."""
 
@@ -98,17 +98,17 @@ class ImportConfig:
         if self.encoder is None and self.decoder is None:
             raise ValueError("neither encoder nor decoder is given: name at least one file to import")
         if self.output.suffix != ".safetensors":
-            raise ValueError(f"output {self.output} is not named .safetensors, as our checkpoints are")
+            raise ValueError(f"output {self.output} does not end in .safetensors, the format of checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlopsConfig:
-    """What `sam-blvit flops` counts and how it prints."""
+    """Options of `sam-blvit flops`."""
 
     keep_ratio: float | None = None
     """Share of the tokens that performance blocks update, 0 to 1. Default: each model's own."""
     options: tuple[str, ...] = ()
-    """Fields of the models to replace, NAME=VALUE each, as in primary_keys=pooled."""
+    """Fields of the models to replace, each NAME=VALUE, as in primary_keys=pooled."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -119,6 +119,6 @@ class FlopsConfig:
 
 
 def check_seed(seed: int) -> None:
-    """Raise ValueError unless `seed` is one that NumPy takes."""
+    """Raise ValueError if `seed` is not a valid seed for NumPy."""
     if seed < 0:
-        raise ValueError(f"seed={seed} is negative; any whole number from 0 up will do")
+        raise ValueError(f"seed={seed} is negative; use a whole number from 0 up")

@@ -1,4 +1,4 @@
-"""Which photographs and masks are trained on."""
+"""The training data."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ UNITS = ("tar", "image")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDataConfig:
-    """Which photographs and masks."""
+    """The photographs and masks of a run."""
 
     data: Path
     """Directory of SA-1B: .tar files; sa_<id>.jpg and sa_<id>.json side by side; or images/ and annotations/ (or
-    masks/), perhaps each with train/ and val/. With `annotations`: the directory of the photographs."""
+    masks/), optionally each with train/ and val/. With `annotations`: the directory of the photographs."""
     annotations: Path | None = None
-    """Annotations of your own data in COCO's instance format."""
+    """Annotations of your own data, in COCO's instance format."""
     manifest: Path | None = None
-    """List of the photographs to use, as tools/make_subset.py writes it. Default: all of `data`."""
+    """List of the photographs to use, written by tools/make_subset.py. Default: all photographs in `data`."""
     exclude: Path | None = None
     """Text file of image ids to leave out."""
     holdout: int = 0
-    """Photographs drawn by `seed` and kept out of training, to validate with."""
+    """Number of photographs to hold out for validation, drawn by `seed`."""
     seed: int = 0
     """Seed of weights, order, masks and prompts."""
 
@@ -34,25 +34,25 @@ class TrainingDataConfig:
         check_at_least(self, 0, "holdout")
         if self.annotations is not None and self.manifest is not None:
             raise ValueError(
-                f"manifest={self.manifest} lists photographs in SA-1B's layout; leave it out beside annotations, and "
-                "name what is not to be used with exclude"
+                f"manifest={self.manifest} lists photographs in SA-1B's layout; with annotations, leave it out and "
+                "name the photographs to skip with exclude"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetConfig:
-    """A part of SA-1B, drawn by seed."""
+    """A random subset of SA-1B."""
 
     data: Path
     """Directory of SA-1B: .tar files; sa_<id>.jpg and sa_<id>.json side by side; or images/ and annotations/."""
     output: Path
     """Directory for train.tsv, validation.tsv and subset.json."""
     unit: str = "tar"
-    """What is drawn: whole tar files (EdgeSAM's way, quick to copy) or images."""
+    """What is drawn: tar (whole tar files as in EdgeSAM, fast to copy) or image."""
     fraction: float = 0.02
-    """Share of the tars, or of the images, to train on; 0.02 of SA-1B's 1,000 tars are 20."""
+    """Share of the tar files, or of the images, to train on. 0.02 of SA-1B's 1,000 tar files is 20."""
     validation: int = 1000
-    """Images to validate with, from what is not trained on: with unit tar from one further tar."""
+    """Number of validation images. They are not trained on. With unit=tar they come from one further tar file."""
     seed: int = 0
     """Seed of the draw."""
 

@@ -1,4 +1,4 @@
-"""What the commands in eval/ take."""
+"""Options of the commands in eval/."""
 
 from __future__ import annotations
 
@@ -17,63 +17,64 @@ EVALUATION_CHOICES = {
     "boxes": ("gt",),
     "table": ("csv", "parquet"),
 }
-"""Settings of an evaluation, and the words they take."""
+"""Settings of an evaluation, and the words allowed in each."""
 OF_TASK = {
     "mIoU": ("protocol", "box_source", "feed_mask", "oracle", "seeds", "perturb", "include_crowd", "table"),
     "AP": ("refine",),
 }
-"""Settings that have an effect on one task alone."""
+"""Settings that affect one task only."""
 HOW_TO = {"mIoU": "mIoU", "AP": "AP: add detections or boxes"}
-"""Each task, and what asks for it."""
+"""Each task, and how to select it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(WeightsConfig):
-    """One measurement: point and box mIoU, or with boxes to prompt by the AP of instance segmentation."""
+    """One evaluation: point and box mIoU, or the AP of instance segmentation if box prompts are given."""
 
     model: str | None = None
-    """Registry name, the path of a checkpoint of ours, or module:function, which returns a segment_anything Sam (given
-    `checkpoint`, if there is one, under that name). Default: the model in `checkpoint`; without one, blvit_s_t."""
+    """Registry name, path of a checkpoint of this package, or module:function. The function returns a segment_anything
+    Sam and gets `checkpoint` as a keyword, if given. Default: the model in `checkpoint`; without one, blvit_s_t."""
     annotations: Path
     """Annotations in LVIS v0.5, LVIS v1 or COCO format."""
     images: Path
-    """Directory of the photographs: flat, trainval/, or train2017/ and val2017/ inside."""
+    """Directory of the photographs: flat, or with trainval/, or with train2017/ and val2017/."""
     output: Path
     """Directory for summary.json, instances.csv or results.json, and pictures of the worst objects."""
     protocol: str = "blvit"
-    """Named protocol of point and box mIoU: blvit, edge-rand, edge-center, ritm, sam-rand, or a JSON file that
-    eval/calibrate.py froze."""
+    """Protocol of point and box mIoU: blvit, edge-rand, edge-center, ritm, sam-rand, or a JSON file written by
+    eval/calibrate.py."""
     select: str | None = None
-    """Mask that is scored: argmax (of three, by predicted IoU), single, oracle (of three, by true IoU), or sam (argmax
+    """Which mask is scored: argmax (of three, by predicted IoU), single, oracle (of three, by true IoU), or sam (argmax
     for one point, else single). Default: the protocol's; single for AP."""
     box_source: str | None = None
-    """Where box prompts come from: ann (annotated box) or mask (tightest around the mask). Default: the protocol's."""
+    """Where box prompts come from: ann (annotated box) or mask (tight box of the mask). Default: the protocol's."""
     feed_mask: bool = False
-    """Also give each click of an iterative protocol the logits of the mask it corrects."""
+    """In iterative protocols, feed the logits of the previous mask back with each click."""
     oracle: bool = False
-    """Also score the best of the decoder's three masks for every prompt (columns iou_*_oracle)."""
+    """Also score the best of the decoder's three masks by true IoU, for every prompt (columns iou_*_oracle)."""
     subset: str | None = None
-    """full, or minival: photographs of COCO's val2017 alone. Default: the protocol's, which is full."""
+    """full, or minival (only photographs of COCO's val2017). Default: the protocol's, which is full."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of the prompts, which depend on seed and annotation id alone; mIoU is the mean over them."""
+    """Seeds of the prompts, which depend only on the seed and the annotation id. mIoU is the mean over the seeds."""
     keep_ratios: tuple[float, ...] = ()
-    """Keep ratios to measure one after the other, each in a directory of its own."""
+    """Keep ratios to evaluate one after the other, each in its own directory."""
     perturb: tuple[str, ...] = ()
-    """Also measure under jpeg<quality>, blur<radius>, shift<pixels> and dark, each in a directory of its own."""
+    """Also evaluate on perturbed photographs: jpeg<quality>, blur<radius>, shift<pixels> or dark, each in its own
+    directory."""
     include_crowd: bool = False
-    """Measure crowd annotations too."""
+    """Include crowd annotations."""
     detections: Path | None = None
-    """A detector's boxes in Detectron2's results format: measure AP of the masks they prompt instead of mIoU."""
+    """A detector's boxes in Detectron2's results format. Measures the AP of the masks they prompt, instead of mIoU."""
     boxes: str | None = None
-    """gt: measure AP with the annotated boxes, the upper bound without a detector."""
+    """gt: measure AP with the annotated boxes as prompts, an upper bound for any detector."""
     refine: int = 0
-    """AP only: times that a box is asked again with the logits of the most confident mask."""
+    """AP only: how often each box is decoded again with the logits of its most confident mask."""
     prompts_per_batch: int = 64
     """Prompts decoded at once; bounds memory."""
     table: str = "csv"
     """Format of the table of instances: csv or parquet (needs pyarrow)."""
     resume: bool = False
-    """Go on with what a killed run left in `output`."""
+    """Continue an interrupted evaluation in `output`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,62 +84,62 @@ class EvaluationConfig(WeightsConfig):
         if self.prompts_per_batch < 1:
             raise ValueError(f"prompts_per_batch={self.prompts_per_batch} is not a positive number")
         if self.refine < 0:
-            raise ValueError(f"refine={self.refine} is negative; 0 asks once")
+            raise ValueError(f"refine={self.refine} is negative; 0 decodes each box once")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds} is empty or names one twice; the usual ones are 0,1,2")
+            raise ValueError(f"seeds={self.seeds} is empty or has duplicates; name each seed once, as in 0,1,2")
         for seed in self.seeds:
             check_seed(seed)
         for ratio in self.keep_ratios:
             check_keep_ratio(ratio)
         if self.keep_ratios and (self.keep_ratio is not None or len(set(self.keep_ratios)) < len(self.keep_ratios)):
-            raise ValueError(f"keep_ratios={self.keep_ratios}: name each once, and no keep_ratio beside them")
+            raise ValueError(f"keep_ratios={self.keep_ratios}: name each once, and leave out keep_ratio")
         if self.detections is not None and self.boxes is not None:
             raise ValueError(f"detections={self.detections} and boxes={self.boxes}: choose one source of boxes")
         self._check_task()
 
     @property
     def task(self) -> str:
-        """What is measured, a name of `OF_TASK`."""
+        """What is measured: mIoU or AP."""
         return "AP" if self.measures_ap else "mIoU"
 
     @property
     def measures_ap(self) -> bool:
-        """Whether AP is measured, rather than mIoU."""
+        """Whether AP is measured instead of mIoU."""
         return self.detections is not None or self.boxes is not None
 
     def _check_task(self) -> None:
-        """A setting of the other task would have no effect."""
+        """Refuse settings of the other task, which would have no effect."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for other in OF_TASK.keys() - {self.task}:
             if named := [name for name in OF_TASK[other] if getattr(self, name) != defaults[name]]:
                 names = ", ".join(named)
                 raise ValueError(f"{names}: no effect when measuring {self.task}, a setting for {HOW_TO[other]}")
         if self.measures_ap and self.select == "oracle":
-            raise ValueError("select=oracle looks at true masks, which a box to be judged has none of; take argmax")
+            raise ValueError("select=oracle needs true masks, which detections do not have; use argmax")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """A search for the protocol under which vanilla SAMs give the paper's numbers."""
+    """A search for the protocol under which the original SAMs reproduce the paper's numbers."""
 
     vit_b: Path
-    """SAM's ViT-B checkpoint, or one of ours of a dense model that stands in for it."""
+    """SAM's ViT-B checkpoint, or a checkpoint of this package with a dense model to use instead."""
     vit_h: Path
-    """SAM's ViT-H checkpoint, or one of ours of a dense model that stands in for it."""
+    """SAM's ViT-H checkpoint, or a checkpoint of this package with a dense model to use instead."""
     annotations: Path
     """Annotations in LVIS format."""
     images: Path
-    """Directory of the photographs: flat, trainval/, or train2017/ and val2017/ inside."""
+    """Directory of the photographs: flat, or with trainval/, or with train2017/ and val2017/."""
     output: Path
-    """Directory for calibration.json, the frozen protocol blvit-cal.json, and each model's means."""
+    """Directory for calibration.json, the chosen protocol (blvit-cal.json), and each model's means."""
     seed: int = 0
     """Seed of the prompts."""
     prompts_per_batch: int = 64
     """Prompts decoded at once; bounds memory."""
     resume: bool = False
-    """Go on with what a killed run left in `output`."""
+    """Continue an interrupted calibration in `output`."""
     device: str = "auto"
-    """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
+    """auto, cpu, cuda or mps. auto uses the first available of cuda, mps and cpu."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -148,11 +149,11 @@ class CalibrationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Evaluation runs to be joined into one page."""
+    """Evaluation runs to compare on one page."""
 
     positional: ClassVar[str] = "runs"
-    """The field that words without a flag fill."""
+    """The field for positional arguments."""
     runs: tuple[Path, ...]
-    """Directories of runs; every summary.json below them counts."""
+    """Directories of runs. Every summary.json below them is included."""
     output: Path
     """Directory for report.html."""

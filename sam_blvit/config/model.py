@@ -1,7 +1,7 @@
-"""Every model as data: one frozen dataclass describes any encoder this package builds.
+"""The config of a model: one frozen dataclass describes any encoder that this package builds.
 
-Standard library only, so the config inside a checkpoint reads anywhere. Layers are counted from 1
-here, as the paper counts them; parameter names count blocks from 0, as SAM does.
+Needs only the standard library, so that the config of a checkpoint can be read anywhere. Layers are counted from 1
+here, as in the paper; parameter names count blocks from 0, as in SAM.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numbers import Real
 from typing import Any
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
-ROUTERS = {"learned": True, "random": False}
-"""Routers by name, and whether they learn."""
+ROUTER_LEARNS = {"learned": True, "random": False}
+"""Routers by name, and whether each has parameters to learn. `sam_blvit.model.variants.ROUTERS` builds them."""
 ROUTER_SCORES = ("window", "two_class")
 PRIMARY_KEYS = ("all", "primary", "pooled")
 THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
-"""What everything mode asks of a mask; SAM's names."""
+"""Thresholds on masks in everything mode, by SAM's names."""
 PATCH_SIZE = 16
 SAM_WINDOW = 14
 EMBEDDING_CHANNELS = 256
@@ -26,14 +26,14 @@ EMBEDDING_CHANNELS = 256
 
 
 def check_keep_ratio(keep_ratio: float) -> float:
-    """Return `keep_ratio` as a float, or raise ValueError if it is no number in [0, 1]."""
+    """Return `keep_ratio` as a float. Raises ValueError if it is not a number in [0, 1]."""
     if isinstance(keep_ratio, bool) or not isinstance(keep_ratio, Real) or not 0 <= keep_ratio <= 1:
         raise ValueError(f"keep_ratio={keep_ratio!r} is not a number in [0, 1]; the paper's is 0.25")
     return float(keep_ratio)
 
 
 def check_threshold(name: str, value: float) -> None:
-    """Raise ValueError if a threshold of everything mode is no number in [0, 1]."""
+    """Raise ValueError if a threshold of everything mode is not a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r} is outside [0, 1]")
 
@@ -45,64 +45,65 @@ class ModelConfig:
     name: str
     """Registry name."""
     dim: int
-    """Channels of the main stream (C)."""
+    """Channels of a token (C)."""
     heads: int
     """Attention heads of a performance block."""
     layers: int
     """Number of layers."""
     global_layers: tuple[int, ...]
-    """Layers that attend over all tokens; every other layer attends inside a window."""
+    """Layers that attend over all tokens. All other layers attend within windows."""
     image_size: int = 1024
     """Longest side of the encoder's input, pixels."""
     enlarge: int = 1
-    """Factor by which one learned step after SAM's neck enlarges each side of the embedding; 1: there is no such step.
-    2 brings 512 pixels to the 64 x 64 that SAM's decoder was trained on."""
+    """Factor by which a learned upsampling after SAM's neck enlarges each side of the embedding. 1: no upsampling.
+    2 gives 512-pixel input the 64 x 64 embedding that SAM's decoder was trained on."""
     window: int = SAM_WINDOW
-    """Side of a window, tokens. Where it does not divide the grid, windowed attention pads as SAM does."""
+    """Side of a window, tokens. If it does not divide the grid, windowed attention pads as in SAM."""
     neck_layers: tuple[int, ...] = ()
-    """Earlier layers whose tokens the neck reads beside the last layer's: they keep detail that later ones lose."""
+    """Earlier layers whose tokens the neck reads, along with the last layer's. They keep detail that is lost later."""
     rel_pos_window: int = SAM_WINDOW
-    """Window the relative-position tables were made for: they have 2 * rel_pos_window - 1 rows."""
+    """Window size of the relative-position tables, which have 2 * rel_pos_window - 1 rows."""
     routed_from: int | None = None
-    """First layer that is routed; all before it are dense. None: every layer is dense."""
+    """First routed layer. All layers before it are dense. None: every layer is dense."""
     routers_after: tuple[int, ...] = ()
-    """Layers whose output is scored; a choice holds until the next router."""
+    """Layers followed by a router. Its primary tokens are used until the next router."""
     little_layers: tuple[int, ...] = ()
-    """Routed layers that have an efficiency block."""
+    """Routed layers with an efficiency block."""
     little_dim: int = 0
-    """Channels inside an efficiency block (Ce)."""
+    """Channels of an efficiency block (Ce)."""
     little_heads: int = 0
     """Attention heads of an efficiency block."""
     keep_ratio: float = 0.25
-    """Share of the tokens that performance blocks update, until set otherwise at run time."""
+    """Share of the tokens that performance blocks update. Can be changed at run time."""
     compute_dtype: str = "float32"
     """dtype of matrix products inside the encoder: float32 or bfloat16."""
     pred_iou_thresh: float = 0.88
-    """Predicted IoU that everything mode asks of a mask, unless its caller says; SAM's own. What a model's predictions
-    are worth is learned, so trained weights may carry another."""
+    """Default of everything mode: masks need at least this predicted IoU. The value is SAM's. Trained models differ in
+    how reliable their predicted IoU is, so a checkpoint may store another value."""
     stability_score_thresh: float = 0.95
-    """Stability score that everything mode asks of a mask, unless its caller says; SAM's own."""
+    """Default of everything mode: masks need at least this stability score. The value is SAM's."""
     router: str = "learned"
-    """Who chooses primary tokens: learned, or random (a hash of the token, to compare with)."""
+    """How primary tokens are chosen: learned, or random (by a hash of the token, as a baseline)."""
     router_scores: str = "window"
-    """What a router's softmax runs over: window (the tokens of a window) or two_class (each token: primary or not)."""
+    """Softmax of the router: window (over the tokens of a window) or two_class (primary or not, for each token)."""
     score_scaling: bool = True
-    """Whether scores scale the performance block's updates, from which a router learns."""
+    """Whether scores scale the performance block's updates. The router learns through this product."""
     primary_keys: str = "all"
-    """What primary tokens attend to: all tokens (semi-cross attention), each other alone (primary), or each other and
-    means of the other tokens (pooled)."""
+    """What primary tokens attend to: all (all tokens; semi-cross attention), primary (only each other), or pooled (each
+    other and means of the other tokens)."""
     pool: int = 4
-    """With pooled keys: side of the square of tokens whose others make one mean. A whole window: EViT's fused token."""
+    """With pooled keys: side of the squares over which tokens that are not primary are averaged. If it is a whole
+    window, the mean is EViT's fused token."""
     broadcast: bool = False
-    """With pooled keys and without efficiency blocks: performance blocks update the means too, and each other token
-    takes its mean's update, as in Evo-ViT."""
+    """With pooled keys and no efficiency blocks: performance blocks also update the means, and every other token gets
+    the update of its mean, as in Evo-ViT."""
     little_windowed: bool = False
-    """Whether efficiency blocks attend inside windows in every layer."""
+    """Whether efficiency blocks attend within windows in every layer."""
 
     def __post_init__(self) -> None:
         words = {
             "compute_dtype": COMPUTE_DTYPES,
-            "router": tuple(ROUTERS),
+            "router": tuple(ROUTER_LEARNS),
             "router_scores": ROUTER_SCORES,
             "primary_keys": PRIMARY_KEYS,
         }
@@ -149,34 +150,34 @@ class ModelConfig:
 
     def _check_routing(self) -> None:
         if self.score_scaling and not self.router_learns:
-            raise ValueError(f"router={self.router} gives no scores to scale by; add score_scaling=false")
+            raise ValueError(f"router={self.router} has no scores to scale by; add score_scaling=false")
         if self.primary_keys != "all" and self.padded:
             raise ValueError(
-                f"primary_keys={self.primary_keys} wants windows that divide the grid of {self.grid}; "
+                f"primary_keys={self.primary_keys} needs windows that divide the grid of {self.grid}; "
                 f"window={self.window} does not"
             )
         if self.primary_keys == "pooled" and (self.pool < 1 or self.window % self.pool):
-            raise ValueError(f"pool={self.pool} does not divide window={self.window}; name a side that does")
+            raise ValueError(f"pool={self.pool} does not divide window={self.window}; choose a side that does")
         if self.primary_keys != "pooled" and self.pool != ModelConfig.pool:
             raise ValueError(f"pool={self.pool}: no effect without primary_keys=pooled")
         if self.broadcast and (self.primary_keys != "pooled" or self.little_layers):
-            raise ValueError("broadcast wants primary_keys=pooled, and little_layers empty: one update for each token")
+            raise ValueError("broadcast needs primary_keys=pooled and little_layers empty: one update per token")
         if self.little_windowed and not self.little_layers:
             raise ValueError("little_windowed: no effect without little_layers")
 
     @property
     def grid(self) -> int:
-        """Tokens along a side of the square input (G)."""
+        """Tokens along each side of the square input (G)."""
         return self.image_size // PATCH_SIZE
 
     @property
     def embedding_grid(self) -> int:
-        """Cells along a side of the image embedding (E); one cell covers `cell` pixels of the input."""
+        """Cells along each side of the image embedding (E). One cell covers `cell` pixels of the input."""
         return self.grid * self.enlarge
 
     @property
     def cell(self) -> int:
-        """Side of one cell of the image embedding, pixels of the input."""
+        """Side of a cell of the image embedding, pixels of the input."""
         return PATCH_SIZE // self.enlarge
 
     @property
@@ -187,10 +188,10 @@ class ModelConfig:
     @property
     def router_learns(self) -> bool:
         """Whether routers have parameters and can be trained."""
-        return ROUTERS[self.router]
+        return ROUTER_LEARNS[self.router]
 
     def attends_globally(self, layer: int, *, little: bool = False) -> bool:
-        """Whether attention in `layer`, or that of its efficiency block, sees all tokens and not a window."""
+        """Whether `layer` (with `little`: its efficiency block) attends over all tokens instead of within windows."""
         return layer in self.global_layers and not (little and self.little_windowed)
 
     @property
@@ -200,23 +201,26 @@ class ModelConfig:
 
     @property
     def square_input(self) -> bool:
-        """Whether photographs are padded to SAM's square: so are those of dense models, and of big.LITTLE models with
-        SAM's windows, whose keep ratio 1 is SAM. Other big.LITTLE models pad to whole windows only."""
+        """Whether photographs are padded to a square, as in SAM.
+
+        True for dense models and for big.LITTLE models with SAM's windows, which are SAM at keep ratio 1. Other
+        big.LITTLE models pad to whole windows only.
+        """
         return self.padded or not self.routed or self.window == SAM_WINDOW
 
     def to_json(self) -> str:
-        """The config as one line of JSON."""
+        """Return the config as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """The inverse of `to_json`; ValueError names fields this version does not know."""
+        """Read a config written by `to_json`. Raises ValueError if it has fields that this version does not know."""
         try:
             fields: dict[str, Any] = json.loads(text)
         except RecursionError as error:
             raise ValueError("JSON is nested too deeply") from error
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"unknown model config fields {unknown}: written by a newer sam_blvit, which can read it")
+            raise ValueError(f"unknown model config fields {unknown}: written by a newer sam_blvit; update to read it")
         lists_to_tuples: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
         return cls(**lists_to_tuples)

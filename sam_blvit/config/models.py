@@ -15,7 +15,7 @@ VIT_B = _dense("vit_b", 768, 12, 12, (3, 6, 9, 12))
 VIT_L = _dense("vit_l", 1024, 16, 24, (6, 12, 18, 24))
 VIT_H = _dense("vit_h", 1280, 16, 32, (8, 16, 24, 32))
 VIT_S = dataclasses.replace(
-    # global in its second half: so its features are nearest to those of DINOv2, which it starts from
+    # global in the second half: its features are then closest to those of DINOv2, which it starts from
     _dense("vit_s", 384, 6, 12, tuple(range(6, 13))),
     image_size=512,
     enlarge=2,
@@ -85,24 +85,24 @@ MODELS: dict[str, ModelConfig] = {
         ),
     )
 }
-"""Every registry name and its model. vit_b, vit_l, vit_h are SAM's own; vit_s and vit_tiny, and their big.LITTLE
-forms, are ours."""
+"""Models by registry name. vit_b, vit_l and vit_h are SAM's; vit_s, vit_tiny and their big.LITTLE versions are this
+package's."""
 
 
 def model_config(name: str, **overrides: object) -> ModelConfig:
-    """The config of registry name `name` with fields replaced; ValueError lists the names there are."""
+    """Return the config of the registry model `name`, with fields replaced. Raises ValueError for unknown names."""
     if name not in MODELS:
         raise ValueError(f"no model named {name!r}; there are {', '.join(MODELS)}")
     return override(MODELS[name], **overrides)
 
 
 def override(config: ModelConfig, **overrides: object) -> ModelConfig:
-    """`config` with fields replaced; a torch dtype may stand for compute_dtype. ValueError names unknown fields."""
+    """Return `config` with fields replaced. compute_dtype may be a torch dtype. Raises ValueError for unknown ones."""
     unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(config)})
     if unknown:
         raise ValueError(
-            f"{config.name}: unknown option {', '.join(unknown)}; window, image_size, keep_ratio and "
-            "compute_dtype are the usual ones"
+            f"{config.name}: unknown option {', '.join(unknown)}; common options are window, image_size, "
+            "keep_ratio and compute_dtype"
         )
     if not config.routed and overrides.get("keep_ratio", 1) != 1:
         raise ValueError(f"keep_ratio={overrides['keep_ratio']}: {config.name} is dense, its keep_ratio is always 1")

@@ -1,4 +1,4 @@
-"""What a student learns from: prompts and masks, and the losses."""
+"""The training objective: prompts, masks and losses."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ PROMPTS = ("mixed", "sam11", "evs")
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """Masks and prompts of each photograph."""
+    """Masks and prompts drawn from each photograph."""
 
     masks_per_image: int | None = None
-    """Masks drawn from an image, at most. Default: 64 among the images of a step of a process, at least 16."""
+    """Largest number of masks drawn per image. Default: 64 / batch_size, but at least 16."""
     mask_side: int | None = None
-    """Side of the square in which masks are compared, pixels; 256 saves time and memory, but there a mask of 100 pixels
-    of SA-1B is about one. Default: image_size."""
+    """Side of the square in which masks are compared, pixels. 256 saves time and memory, but shrinks a mask of 100
+    pixels in SA-1B to about one. Default: image_size."""
     point_sample: int = 0
-    """Pixels of each mask, most of them where the answer is unsure, that focal and dice loss look at; 12544 saves
-    memory. 0: all."""
+    """Points per mask at which focal and dice loss are computed, most of them where the output is uncertain. 12544
+    saves memory. 0: all pixels."""
     prompts: str = "mixed"
-    """mixed (a box, one point or several, then corrections), sam11 (SAM's own eleven rounds) or evs (one round)."""
+    """Style of prompts: mixed (a box, one point or several, then corrections), sam11 (SAM's own eleven rounds) or evs
+    (one round, as EfficientViT-SAM)."""
     correction_rounds: int = 2
-    """Rounds of mixed prompts, and of no others, with one more point where the last mask was wrong; one without a point
-    follows them."""
+    """With mixed prompts only: correction rounds, each with one more point in an error of the last mask. A final round
+    without a new point follows."""
     smallest_crop: float = 1.0
-    """Share of each side that a random crop keeps at least; 1 crops nothing, as SAM."""
+    """Smallest share of each side that a random crop keeps. 1: no crops, as in SAM."""
     flip: bool = False
-    """Mirror half of the images."""
+    """Mirror images horizontally with probability 0.5."""
 
     def __post_init__(self) -> None:
         check_words(self, {"prompts": PROMPTS})
@@ -41,20 +42,20 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Losses beside the mask loss, and their weights."""
+    """Weights of the losses that are added to the mask loss."""
 
     distillation_weight: float = 2.5
-    """Weight of the distillation loss beside the mask loss (paper, section 4.1)."""
+    """Weight of the distillation loss relative to the mask loss (paper, section 4.1)."""
     distillation_mse: float = 0.0
-    """Weight of the squared distance of embeddings beside their cosine."""
+    """Weight of the mean squared error between embeddings, added to their cosine loss."""
     distillation_layers: float = 0.0
-    """Weight of a distillation loss on the tokens after each global layer but the last; wants a teacher of the
+    """Weight of a distillation loss on the tokens after each global layer except the last. Requires a teacher of the
     student's size."""
     listwise_weight: float = 0.0
-    """Weight of a loss that tells each router, and the layers before it, which tokens gain most by the performance
-    block; costs another pass of the encoder without a gradient."""
+    """Weight of a loss that teaches each router, and the layers before it, which tokens gain most from the performance
+    block. Costs another pass of the encoder without gradients."""
     kd_only_steps: int = 0
-    """Steps at the start with the distillation losses alone."""
+    """Initial steps with only the distillation losses."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "distillation_weight", "distillation_mse", "distillation_layers")
@@ -62,6 +63,6 @@ class LossConfig:
         check_finite(self)
         if self.kd_only_steps and not (self.distillation_weight or self.distillation_mse or self.distillation_layers):
             raise ValueError(
-                f"kd_only_steps={self.kd_only_steps}: nothing to learn in them, as distillation_weight, "
-                "distillation_mse and distillation_layers are 0; give one a weight"
+                f"kd_only_steps={self.kd_only_steps}: these steps have no loss, because distillation_weight, "
+                "distillation_mse and distillation_layers are 0; set one of them"
             )

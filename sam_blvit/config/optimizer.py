@@ -1,4 +1,4 @@
-"""How the optimiser steps, and on what machine."""
+"""The optimiser, and how the work is divided."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ SHARDINGS = ("ddp", "fsdp")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Length of the schedule, learning rates and regularisation."""
+    """Schedule, learning rates and regularisation."""
 
     epochs: float = 10.0
-    """Times that every photograph is seen: the schedule's length."""
+    """Length of the schedule, in epochs."""
     schedule_steps: int | None = None
-    """The schedule's length in steps, instead of epochs."""
+    """Length of the schedule in steps. Replaces epochs."""
     max_steps: int | None = None
-    """Steps after which the run stops, wherever its schedule stands; started again with more it goes on."""
+    """Stop after this many steps without shortening the schedule. The run can be resumed with a higher number."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are accumulated for a step."""
     lr: float = 5e-4
-    """Peak learning rate of efficiency blocks, routers, alpha, gamma and the outside vector. Default: the preset's."""
+    """Peak learning rate of efficiency blocks, routers, alpha, gamma and the outside vector."""
     encoder_lr: float = 6.25e-5
-    """Peak learning rate of performance blocks and neck; 0 freezes them. Default: the preset's."""
+    """Peak learning rate of performance blocks and neck. 0 freezes them."""
     neck_lr: float | None = None
-    """Peak learning rate of neck and enlargement, where they start untrained. Default: encoder_lr."""
+    """Peak learning rate of the neck and the upsampling after it, for models that start with untrained ones. Default:
+    encoder_lr."""
     decoder_lr: float = 5e-5
-    """Peak learning rate of the mask decoder; 0 freezes it. Default: the preset's."""
+    """Peak learning rate of the mask decoder. 0 freezes it."""
     prompt_lr: float = 0.0
-    """Peak learning rate of the prompt encoder; 0 freezes it."""
+    """Peak learning rate of the prompt encoder. 0 freezes it."""
     frozen_layers: int = 0
-    """Performance blocks from the first on that stay as they are, with patches and positions: a dense model saves their
-    backward pass."""
+    """Number of performance blocks to freeze, counted from the first, together with patch and positional embeddings. In
+    a dense model this saves their backward pass."""
     layer_decay: float = 1.0
-    """Factor on the rate of performance blocks for each layer below the last."""
+    """Factor on the learning rate of performance blocks per layer below the last."""
     drop_path: float = 0.1
-    """Chance that the last layer's update of an image is dropped, falling to 0 at the first. Default: the preset's."""
+    """Probability of dropping the last layer's updates of an image. It decreases linearly to 0 at the first layer."""
     weight_decay: float = 0.1
-    """Weight decay of matrices other than positions and embeddings."""
+    """Weight decay of matrices, except positional and other embeddings."""
     warmup_steps: int = 1000
-    """Steps of linear warm-up; at most a tenth of the schedule."""
+    """Steps of linear warm-up, at most a tenth of the schedule."""
     clip_norm: float = 1.0
-    """Gradient norm above which gradients are scaled down."""
+    """Largest gradient norm. Larger gradients are scaled down to it."""
     ema: float = 0.0
-    """Decay a step of a moving average of the weights, which is what is validated and saved; 0 keeps none."""
+    """Decay per step of a moving average of the weights. If it is not 0, the average is validated and exported."""
     max_bad_steps: int = 10
-    """Steps skipped for a gradient that is no number after which the run ends."""
+    """The run stops after this many steps with a gradient that was not finite. Such steps are skipped."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_steps", "schedule_steps", "accumulate", "max_bad_steps")
@@ -72,13 +73,13 @@ class MachineConfig:
     """How the work is divided."""
 
     batch_size: int = 8
-    """Images a process takes at once. Default: the preset's."""
+    """Images per batch of each process."""
     precision: str = "auto"
-    """Of matrix products: fp32, bf16 (autocast; losses stay in fp32), or auto: bf16 where the processor has it."""
+    """Precision of matrix products: fp32, bf16 (autocast; losses stay in fp32) or auto (bf16 if the device has it)."""
     workers: int = 2
-    """Processes that read data, for each process that computes; 0 reads where it computes."""
+    """Data-loading processes per training process. 0 loads data in the training process."""
     device: str = "auto"
-    """auto, cpu, cuda or mps. auto takes the first of cuda, mps, cpu that there is."""
+    """auto, cpu, cuda or mps. auto uses the first available of cuda, mps and cpu."""
 
     def __post_init__(self) -> None:
         check_words(self, {"precision": PRECISIONS, "device": DEVICES})
@@ -91,11 +92,11 @@ class TrainingMachineConfig(MachineConfig):
     """How the work of a training run is divided."""
 
     sharding: str = "ddp"
-    """ddp (every process holds the model) or fsdp (FSDP2: each holds a part; for vit_h)."""
+    """ddp (every process holds the whole model) or fsdp (FSDP2: each holds a part; for vit_h)."""
     checkpoint_layers: bool = False
-    """Activation checkpointing of every encoder layer and decoder round: less memory, a third more time."""
+    """Activation checkpointing of every encoder layer and decoder round: less memory, but a third more time."""
     compile: bool = False
-    """torch.compile the image encoder."""
+    """Compile the image encoder with torch.compile."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Fields of a model as words, NAME=VALUE each: how a recipe or a command line replaces any of them."""
+"""Parse model fields given as NAME=VALUE in a recipe or on the command line."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from collections.abc import Callable, Sequence
 from sam_blvit.config.model import ModelConfig
 
 FLAGS = {"name": "model", "window": "window", "image_size": "image_size"}
-"""Fields that settings of their own replace, and those settings."""
+"""Fields that have a setting of their own, and the name of that setting."""
 
 
 def parse_options(options: Sequence[str]) -> dict[str, object]:
-    """Fields of a `ModelConfig` by name, read from NAME=VALUE each by the type of the field.
+    """Parse fields of a `ModelConfig`.
 
-    Tuples are numbers with commas between them, perhaps none. ValueError, one line, names the option that cannot be.
+    Args:
+        options: Each NAME=VALUE. Tuples are comma-separated numbers, or empty.
+
+    Returns:
+        Values by field name, of the types of the fields.
+
+    Raises:
+        ValueError: If an option is malformed, unknown or repeated.
     """
     fields: dict[str, object] = {}
     for option in options:
         name, equals, word = option.partition("=")
         if not equals:
-            raise ValueError(
-                f"options: {option!r} is not NAME=VALUE, as in dim=128; in YAML, quote what has a comma in it"
-            )
+            raise ValueError(f"options: {option!r} is not NAME=VALUE, as in dim=128; in YAML, quote values with commas")
         _check_name(name, option)
         if name in fields:
-            raise ValueError(f"options: {option!r} names {name} again; name it once")
+            raise ValueError(f"options: {option!r} repeats {name}; name it once")
         fields[name] = _read(name, word, option)
     return fields
 
@@ -36,10 +41,10 @@ def _check_name(name: str, option: str) -> None:
     names = [field.name for field in dataclasses.fields(ModelConfig)]
     if name not in names:
         near = difflib.get_close_matches(name, names)
-        hint = f"perhaps {' or '.join(near)} is meant" if near else f"there are {', '.join(names)}"
-        raise ValueError(f"options: {option!r} names no field of a model; {hint}")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the fields are {', '.join(names)}"
+        raise ValueError(f"options: {option!r}: models have no field {name!r}; {hint}")
     if name in FLAGS:
-        raise ValueError(f"options: {option!r} has a setting of its own; give it with {FLAGS[name]}")
+        raise ValueError(f"options: {option!r} has its own setting; use {FLAGS[name]}")
 
 
 def _read(name: str, word: str, option: str) -> object:
@@ -47,7 +52,7 @@ def _read(name: str, word: str, option: str) -> object:
     try:
         return read(word)
     except ValueError:
-        raise ValueError(f"options: {option!r} does not give {name} {wanted}") from None
+        raise ValueError(f"options: {option!r} is invalid; {name} must be {wanted}") from None
 
 
 def _switch(word: str) -> bool:
@@ -67,7 +72,7 @@ READERS: dict[object, tuple[Callable[[str], object], str]] = {
     float: (float, "a number"),
     bool: (_switch, "true or false"),
     str: (str, "a word"),
-    tuple[int, ...]: (_numbers, "whole numbers with commas between them, as in 3,6, or nothing"),
+    tuple[int, ...]: (_numbers, "comma-separated whole numbers, as in 3,6, or empty"),
     int | None: (_number_or_none, "a whole number or none"),
 }
-"""How a field of each type is read, and what that wants."""
+"""Parser of each type of field, and a description of the values it accepts."""

@@ -1,7 +1,7 @@
-"""Configs made of parts, and the flat settings that name them.
+"""Nested configs, and conversion to and from flat settings.
 
-A part is a dataclass inside a config: `config.optimizer.lr`. Flags, recipes and stored runs leave the part out: `lr`.
-So no two parts of a config have a setting of the same name.
+A part is a dataclass inside a config: `config.optimizer.lr`. Flags, recipes and stored runs use the flat name `lr`.
+Names of settings must therefore be unique across the parts of a config.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ Config = TypeVar("Config")
 
 
 def parts_of(config_type: type) -> dict[str, type]:
-    """The parts of a config by name; a config without parts has none."""
+    """Return the dataclass of each part of a config by name."""
     return {name: kind for name, kind in _fields(config_type).items() if _is_part(kind)}
 
 
 def kinds_of(config_type: type) -> dict[str, Any]:
-    """The type of every setting by its flat name."""
+    """Return the type of every setting by its flat name."""
     kinds: dict[str, Any] = {}
     for name, kind in _fields(config_type).items():
         kinds |= kinds_of(kind) if _is_part(kind) else {name: kind}
@@ -27,7 +27,7 @@ def kinds_of(config_type: type) -> dict[str, Any]:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The value of every setting by its flat name."""
+    """Return the value of every setting by its flat name."""
     settings: dict[str, Any] = {}
     for name in _fields(type(config)):
         value = getattr(config, name)
@@ -36,9 +36,9 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def compose(config_type: type[Config], **settings: Any) -> Config:
-    """Make a config from flat settings.
+    """Build a config from flat settings.
 
-    Settings that are left out have the values of the preset, if the config has presets, or else their defaults.
+    Settings that are left out have the values of the preset, if the config has presets, else their defaults.
 
     Raises:
         TypeError: if a setting is unknown.
@@ -53,7 +53,7 @@ def compose(config_type: type[Config], **settings: Any) -> Config:
 
 
 def preset_of(config_type: type, name: object) -> dict[str, Any]:
-    """The flat settings of a preset; none without a preset of that name, which the config's own check refuses."""
+    """Return the flat settings of a preset. Empty for an unknown preset, which the config's own check rejects."""
     return dict(getattr(config_type, "presets", {}).get(name, {}))
 
 

@@ -1,4 +1,4 @@
-"""What a training run validates with, keeps and prints."""
+"""Validation, output and logging of a training run."""
 
 from __future__ import annotations
 
@@ -12,51 +12,50 @@ RESUMES = ("auto", "never")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """What a run validates with, and when."""
+    """Validation data and schedule."""
 
     validate_every: int = 0
-    """Steps between validations; 0 validates at the end alone. Wants holdout, val_manifest or val_annotations."""
+    """Steps between validations. 0 validates only at the end. Requires holdout, val_manifest or val_annotations."""
     val_manifest: Path | None = None
-    """List of photographs of `data` to validate with, as tools/make_subset.py writes it."""
+    """List of the photographs of `data` for validation, written by tools/make_subset.py."""
     val_annotations: Path | None = None
-    """Annotations in LVIS or COCO format to validate with."""
+    """Annotations for validation, in LVIS or COCO format."""
     val_images: Path | None = None
-    """Directory of their photographs."""
+    """Directory of the photographs of val_annotations."""
     val_limit: int = 500
-    """Photographs of each kind to validate with, at most."""
+    """Largest number of validation photographs of each kind."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "val_limit")
         check_at_least(self, 0, "validate_every")
         if self.val_images is not None and self.val_annotations is None:
-            raise ValueError(
-                f"val_images={self.val_images}: no effect without val_annotations, what is on them; add it"
-            )
+            raise ValueError(f"val_images={self.val_images}: no effect without val_annotations; add it")
         if self.val_annotations is not None and self.val_images is None:
-            raise ValueError(f"val_annotations={self.val_annotations} wants val_images, where its photographs are")
+            raise ValueError(f"val_annotations={self.val_annotations} needs its photographs; add val_images")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run is kept, how often it saves and prints, and checks instead of training."""
+    """Output of a run, intervals of saving and logging, and checks to run instead of training."""
 
     output: Path
     """Directory of the run."""
     resume: str = "auto"
-    """auto goes on with the newest checkpoint in `output` that loads, if there is one; never starts anew, and refuses
-    an output that holds a run."""
+    """auto resumes from the newest checkpoint in `output` that loads, if there is one. never starts from scratch, and
+    fails if `output` contains a run."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 20
-    """Steps between lines of log.jsonl."""
+    """Steps between log lines in log.jsonl."""
     picture_every: int = 0
-    """Steps between pictures of masks and routing; 0 draws none."""
+    """Steps between pictures of masks and routing. 0: no pictures."""
     tensorboard: bool = False
     """Also log for TensorBoard (pip install tensorboard)."""
     preflight: bool = False
-    """Check data, checkpoint, memory (by real steps at full size) and disk, print steps, hours and GB, and stop."""
+    """Check data, checkpoint, memory (by real steps at full size) and disk space, print steps, hours and GiB, and
+    exit."""
     dry_run_data: bool = False
-    """Measure how fast data come, and what share of a step waits for them, and stop."""
+    """Measure the speed of data loading and the share of a step spent waiting for data, and exit."""
 
     def __post_init__(self) -> None:
         check_words(self, {"resume": RESUMES})
@@ -65,5 +64,5 @@ class RunConfig:
 
     @property
     def only_looks(self) -> bool:
-        """Whether something is measured instead of training."""
+        """Whether the run only measures, without training."""
         return self.preflight or self.dry_run_data

@@ -1,4 +1,4 @@
-"""What tools/finetune.py and tools/cache_teacher.py take: parts, and how they must fit together."""
+"""Options of tools/finetune.py and tools/cache_teacher.py: their parts, and checks across parts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {"batch_size": 1, "encoder_lr": 5e-4, "decoder_lr": 5e-4, "drop_path": 0.0, "keep_ratios": (0.25,)},
 }
-"""Readings of the paper's one line on optimisation, for 8 GPUs, as what differs from the defaults: `paper` takes it at
-its word (global batch 8, one rate), `default` reads 8 images a GPU, and lets what is pretrained move slower."""
+"""Interpretations of the paper's one line on optimisation, for 8 GPUs, as differences from the defaults. `paper` is
+literal: a global batch of 8 and one learning rate. `default` has 8 images per GPU and lower rates for pretrained
+parts."""
 OF_TEACHER = (
     "teacher_cache",
     "mirrored_cache",
@@ -29,23 +30,23 @@ OF_TEACHER = (
     "distillation_mse",
     "kd_only_steps",
 )
-"""Settings without effect where there is no teacher."""
+"""Settings that have no effect without a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """A teacher's embeddings, written once for many runs."""
+    """Options of tools/cache_teacher.py, which writes a teacher's embeddings once for many runs."""
 
     data: TrainingDataConfig
     teacher: TeacherConfig
     student: InputConfig = field(default_factory=InputConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
     output: Path
-    """Directory of the shards; started again it goes on where it stopped."""
+    """Directory of the shards. Complete shards are kept if the command is started again."""
     mirrored: bool = False
-    """Embed each photograph mirrored, for mirrored_cache. The output is a directory of its own."""
+    """Embed each photograph mirrored, for mirrored_cache. Needs its own output directory."""
     shard_images: int = 500
-    """Images a shard; at 1024 px each takes 2 MiB."""
+    """Images per shard. An image takes 2 MiB at 1024 px."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "shard_images")
@@ -54,12 +55,13 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """One training run: distillation from a teacher SAM plus the mask loss, or the mask loss alone."""
+    """One training run: distillation from a teacher SAM plus the mask loss, or only the mask loss."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
-    """Flat settings by the name that `preset` gives."""
+    """Flat settings of each preset."""
     preset: str = "default"
-    """default, or paper: batch size, rates, drop path and keep ratios that are not named otherwise."""
+    """default or paper. paper changes these defaults: batch_size 1, encoder_lr and decoder_lr 5e-4, drop_path 0,
+    keep_ratios 0.25. Settings that are given explicitly take precedence."""
     data: TrainingDataConfig
     teacher: KeptTeacherConfig = field(default_factory=KeptTeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
@@ -78,12 +80,12 @@ class FinetuneConfig:
 
     @property
     def masks_per_image(self) -> int:
-        """Masks drawn from an image, at most."""
+        """The largest number of masks drawn per image."""
         return self.prompts.masks_per_image or max(16, 64 // self.machine.batch_size)
 
     @property
     def validates(self) -> bool:
-        """Whether there is anything to validate with."""
+        """Whether validation data are given."""
         named = (self.validation.val_manifest, self.validation.val_annotations)
         return bool(self.data.holdout) or any(path is not None for path in named)
 
@@ -91,15 +93,13 @@ class FinetuneConfig:
         data, validation = self.data, self.validation
         if data.annotations is not None and validation.val_manifest is not None:
             raise ValueError(
-                f"val_manifest={validation.val_manifest} lists SA-1B's photographs; use holdout beside annotations"
+                f"val_manifest={validation.val_manifest} lists photographs of SA-1B; with annotations, use holdout"
             )
         if data.holdout and validation.val_manifest is not None:
-            raise ValueError(
-                f"holdout={data.holdout} and val_manifest={validation.val_manifest}: choose one to validate with"
-            )
+            raise ValueError(f"holdout={data.holdout} and val_manifest={validation.val_manifest}: choose one of them")
         if validation.validate_every and not self.validates:
             raise ValueError(
-                f"validate_every={validation.validate_every}: nothing to validate with; add holdout, val_manifest or "
+                f"validate_every={validation.validate_every}: no validation data; add holdout, val_manifest or "
                 "val_annotations"
             )
 
@@ -111,26 +111,26 @@ class FinetuneConfig:
         if teacher.teacher is None and idle:
             raise ValueError(f"{', '.join(idle)}: no effect without a teacher; name its checkpoint with teacher")
         if teacher.teacher is not None and teacher.teacher.suffix == ".onnx" and layers:
-            raise ValueError("an exported teacher gives final embeddings alone; leave out distillation_layers")
+            raise ValueError("an exported teacher has only final embeddings; leave out distillation_layers")
         if teacher.teacher_cache is not None and self.prompts.smallest_crop < 1:
             raise ValueError("teacher_cache holds embeddings of whole photographs; leave out smallest_crop")
         if teacher.teacher_cache is not None and self.prompts.flip and teacher.mirrored_cache is None:
             raise ValueError(
-                "flip: teacher_cache holds embeddings of photographs as they are; write another cache with --mirrored "
+                "flip: teacher_cache holds embeddings of unmirrored photographs; write another cache with --mirrored "
                 "and name it with mirrored_cache, or leave out flip"
             )
         if teacher.mirrored_cache is not None and (teacher.teacher_cache is None or not self.prompts.flip):
             raise ValueError("mirrored_cache: no effect without teacher_cache and flip; name both, or leave it out")
         if teacher.teacher_cache is not None and layers:
-            raise ValueError("teacher_cache holds final embeddings alone; leave out distillation_layers")
+            raise ValueError("teacher_cache holds only final embeddings; leave out distillation_layers")
 
     def _check_student(self) -> None:
         student, listwise = self.student, self.losses.listwise_weight
         model = student.model_config
         if listwise and self.machine.sharding == "fsdp":
             raise ValueError(
-                f"listwise_weight={listwise} looks into layers whose weights sharding=fsdp keeps apart; "
-                "take sharding=ddp"
+                f"listwise_weight={listwise} needs whole layers, which sharding=fsdp divides among processes; "
+                "use sharding=ddp"
             )
         if not model.routed and (idle := [*student.adapted, *(["listwise_weight"] if listwise else [])]):
             raise ValueError(
@@ -142,5 +142,5 @@ class FinetuneConfig:
             raise ValueError(f"frozen_layers={self.optimizer.frozen_layers}: {student.model} has {model.layers} layers")
         if student.adapted and self.teacher.teacher is None and student.checkpoint is None:
             raise ValueError(
-                f"{', '.join(student.adapted)}: wants a trained SAM to start from; name teacher or checkpoint"
+                f"{', '.join(student.adapted)}: needs a trained SAM to start from; name teacher or checkpoint"
             )

@@ -1,7 +1,7 @@
-"""Which photographs make which step: a fresh permutation an epoch, cut among the processes.
+"""Order of the photographs: a new permutation per epoch, divided among the processes.
 
-The order is a function of (seed, epoch) and the number of samples seen so far alone. So a run goes on anywhere, with
-any number of processes, and nothing is seen twice in an epoch.
+The order depends only on (seed, epoch) and the number of samples seen so far. A run can therefore be resumed at any
+step with any number of processes, and no photograph is seen twice in an epoch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Batch = list[Sample | Damaged]
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
-    """Places (epoch, index) of the samples of each batch of one process.
+    """Sampler of one process: yields (epoch, index) for the samples of each batch.
 
-    Position p of the whole run is place p % length of epoch p // length. From position `start` on, the processes take
-    `batch_size` positions each in turn.
+    Sample p of the run is number p % length of the permutation of epoch p // length. Starting at sample `start`, the
+    processes take turns of `batch_size` samples.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
 def batches_of(
     dataset: Dataset[Sample | Damaged], places: Iterable[list[tuple[int, int]]], workers: int
 ) -> Iterator[Iterator[Batch]]:
-    """The batches at `places`, read ahead in `workers` processes, which end with the context."""
+    """Load the batches at `places` ahead of time in `workers` processes, which are stopped when the context exits."""
     loader: DataLoader[Sample | Damaged] = DataLoader(
         dataset, batch_sampler=places, collate_fn=list, num_workers=workers, worker_init_fn=_undisturbed
     )
@@ -64,13 +64,13 @@ def batches_of(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise ValueError(f"a process that reads data ended ({first_line(error)}); try fewer workers") from error
+        raise ValueError(f"a data-loading process died ({first_line(error)}); try fewer workers") from error
     finally:
         if isinstance(batches, _MultiProcessingDataLoaderIter):
-            batches._shutdown_workers()  # they ignore the signal by which Python would end them
+            batches._shutdown_workers()  # they ignore the signal that Python would end them with
 
 
 def _undisturbed(_: int) -> None:
-    """A scheduler's signal goes to every process: the trainer saves and stops, and its readers must not die before."""
+    """Ignore signals in a worker. Schedulers signal every process, and workers must outlive the trainer's last step."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The training loop, readable in the order it runs. A run started again in its directory goes on where it was."""
+"""The training loop, in the order in which it runs. A run that is started again in its directory is resumed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from sam_blvit.train.teacher.targets import TEACHER_KEY
 MODEL_FILE = "last.safetensors"
 BEST_FILE = "best.safetensors"
 Validate = Callable[[Sam], dict[str, float]]
-"""Scores of a model by name; `score` is the one to be best in."""
+"""Computes scores of a model by name. The best model is the one with the highest `score`."""
 
 
 @dataclass
 class Loop:
-    """A run while it goes."""
+    """A run in progress."""
 
     training: Training
     validate: Validate | None
@@ -46,12 +46,12 @@ class Loop:
     checkpoints: Checkpoints
     progress: Progress
     length: int
-    """Steps of the schedule."""
+    """Steps in the schedule."""
     seconds: list[tuple[float, float]] = field(default_factory=list)
-    """Since the last line of the log: seconds that each step waited for data, and took in all."""
+    """Seconds waited for data, and in total, for each step since the last log line."""
 
     def run(self) -> None:
-        """Every step from where the run is to where it ends."""
+        """Run all remaining steps."""
         config, training = self.training.config, self.training
         end = min(self.length, config.optimizer.max_steps or self.length)
         steps = max(0, end - self.progress.step)
@@ -70,10 +70,10 @@ class Loop:
                         shown.set_postfix(loss=f"{result.parts['loss']:.3f}")
                     self._after(last=last)
         except TooMany:
-            self.save()  # what was learnt until then
+            self.save()  # keep what was learnt so far
             raise
         if not steps:
-            self._export(self._model(), MODEL_FILE)  # a kill may have come between its checkpoint and this
+            self._export(self._model(), MODEL_FILE)  # the run may have been killed between checkpoint and export
 
     def _step(self, batches: Iterator[Batch], *, logged: bool) -> StepResult:
         config, progress, stepper = self.training.config, self.progress, self.training.stepper
@@ -100,7 +100,7 @@ class Loop:
         return result
 
     def _after(self, *, last: bool) -> None:
-        """Validate and save, where it is time to."""
+        """Validate and save, if it is time to."""
         config, step = self.training.config, self.progress.step
         validates = self.validate is not None and (
             last or (config.validation.validate_every and step % config.validation.validate_every == 0)
@@ -111,13 +111,16 @@ class Loop:
             self.save()
 
     def save(self) -> None:
-        """Everything that the run needs to go on, and the model as it is for everybody else."""
+        """Save a checkpoint to resume from, and export the model."""
         self.checkpoints.save(self.training.state, self.progress)
         self._export(self._model(), MODEL_FILE)
 
     def _rate_share(self) -> float:
-        """Of the peak learning rates, in this step. Where epochs count, so do samples: a run may go on with another
-        number of them a step."""
+        """Return the current share of the peak learning rates.
+
+        With a length in epochs, the position is counted in samples, because a resumed run may have another number of
+        images per step.
+        """
         config, progress = self.training.config, self.progress
         if config.optimizer.schedule_steps is not None:
             return schedule(progress.step, length=config.optimizer.schedule_steps, warmup=config.optimizer.warmup_steps)
@@ -133,7 +136,7 @@ class Loop:
         return whole(self.training.student, {} if average is None else average.values)
 
     def _export(self, model: Sam, name: str) -> None:
-        """Write `model` for the registry, or what it has beyond the SAM it was made from."""
+        """Export `model` for the registry, or only its adapter if SAM's weights are frozen."""
         config, path = self.training.config, self.training.config.run.output / name
         if not self.training.processes.first:
             return
@@ -158,12 +161,12 @@ class Loop:
             self._export(model, BEST_FILE)
 
     def _leave(self) -> None:
-        """Save, and end with the code that asks to be started again."""
+        """Save, and exit with the code that asks to be started again."""
         self.save()
         self.log.close()
         if self.training.processes.first:
             asked = self.interrupt.received or "a signal to another process"
-            print(f"stopped by {asked} after step {self.progress.step}, saved; started again it goes on", flush=True)
+            print(f"stopped by {asked} after step {self.progress.step}, saved; start it again to resume", flush=True)
         raise SystemExit(REQUEUE)
 
     def _log(self, result: StepResult, keep_ratio: float) -> None:
@@ -195,17 +198,22 @@ class Loop:
 
 
 def train(training: Training, validate: Validate | None, interrupt: Interrupt) -> Sam:
-    """Train to the end, or to `max_steps`; the model as it then is. Writes `last.safetensors`, for the registry.
+    """Train to the end of the schedule or to `max_steps`, and write `last.safetensors`.
 
-    ValueError, one line, if data, weights or output do not serve; SystemExit with code 75 where a signal asked to stop.
+    Returns:
+        The trained model.
+
+    Raises:
+        ValueError: If data, weights or output cannot be used.
+        SystemExit: With code 75, if a signal asked the run to stop.
     """
     config = training.config
     checkpoints = Checkpoints(config.run.output, training.processes)
     progress = _progress(training, checkpoints)
     if config.optimizer.max_steps is not None and config.optimizer.max_steps < progress.step:
         raise ValueError(
-            f"max_steps={config.optimizer.max_steps}: the run in {config.run.output} has made {progress.step} steps "
-            "already; name more, or another output"
+            f"max_steps={config.optimizer.max_steps}: the run in {config.run.output} has already made {progress.step} "
+            "steps; use a larger number, or another output"
         )
     log = Log(
         config.run.output, writes=training.processes.first, tensorboard=config.run.tensorboard, step=progress.step
@@ -217,8 +225,8 @@ def train(training: Training, validate: Validate | None, interrupt: Interrupt) -
             f"{rate:g}" for rate in sorted({g["peak_lr"] for g in training.stepper.optimizer.param_groups})
         )
         print(
-            f"{training.student.config.name}: {max(0, length - progress.step)} of {length} steps to go, each of "
-            f"{training.images_a_step} images; learning rates up to {rates}"
+            f"{training.student.config.name}: {max(0, length - progress.step)} of {length} steps remaining, "
+            f"{training.images_a_step} images per step; learning rates up to {rates}"
         )
     loop.run()
     log.close()
@@ -226,15 +234,17 @@ def train(training: Training, validate: Validate | None, interrupt: Interrupt) -
 
 
 def schedule_length(config: FinetuneConfig, images: int, images_a_step: int, progress: Progress) -> int:
-    """Steps from the first to the end of the schedule. Where a run goes on with another number of images a step, what
-    is left of its epochs takes another number of steps."""
+    """Return the length of the schedule in steps.
+
+    If a run is resumed with another number of images per step, the rest of its epochs takes another number of steps.
+    """
     if config.optimizer.schedule_steps is not None:
         return config.optimizer.schedule_steps
     return progress.step + max(0, math.ceil((config.optimizer.epochs * images - progress.samples) / images_a_step))
 
 
 def _progress(training: Training, checkpoints: Checkpoints) -> Progress:
-    """Where the run goes on: its newest checkpoint that loads, or the start."""
+    """Load the newest checkpoint of the run that can be loaded, or begin at step 0."""
     config, processes = training.config, training.processes
     fresh = Progress(
         identity=run_identity(config, training.source),
@@ -243,16 +253,16 @@ def _progress(training: Training, checkpoints: Checkpoints) -> Progress:
     )
     there = checkpoints.found()
     if config.run.resume == "never" and there:
-        raise ValueError(f"resume=never: {config.run.output} holds a run; name another output or remove it")
+        raise ValueError(f"resume=never: {config.run.output} contains a run; use another output, or remove it")
     for name in (MODEL_FILE, BEST_FILE):
         if not there and (config.run.output / name).exists():
             raise ValueError(
-                f"{config.run.output / name} is there without a run's checkpoints, and would be overwritten; name "
+                f"{config.run.output / name} exists without checkpoints of a run and would be overwritten; use "
                 "another output, or move it"
             )
     found = checkpoints.load_newest(training.state, fresh.identity)
     if found is None:
         return fresh
     if processes.first:
-        print(f"going on after step {found.step}")
+        print(f"resumed after step {found.step}")
     return replace(found, origin=fresh.origin)

@@ -1,4 +1,4 @@
-"""What is trained, how fast, and the schedule: AdamW, linear warm-up, cosine to one hundredth."""
+"""Optimiser and schedule: AdamW, linear warm-up, cosine decay to one hundredth."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sam_blvit.config import FinetuneConfig
 from sam_blvit.model.sam import Sam
 
 LAST_SHARE = 0.01
-"""Learning rate at the end, as a share of its peak."""
+"""Final learning rate, as a share of the peak."""
 WARMUP_SHARE = 0.1
-"""Most of the schedule that warm-up takes."""
+"""Largest share of the schedule used for warm-up."""
 NECK = ("image_encoder.neck.", "image_encoder.laterals.", "image_encoder.enlarge.")
 UNDECAYED = (
     "pos_embed",
@@ -26,17 +26,17 @@ UNDECAYED = (
     "iou_token",
     "mask_tokens",
 )
-"""Parts of names of matrices that take no weight decay: positions and embeddings."""
+"""Parts of the names of matrices without weight decay: positions and embeddings."""
 
 
 def freeze(sam: Sam, config: FinetuneConfig) -> None:
-    """Freeze the parameters of `sam` that `config` does not train. To be done before DDP or FSDP2 looks at them."""
+    """Freeze the parameters of `sam` that `config` does not train. Call this before wrapping in DDP or FSDP2."""
     for name, parameter in sam.named_parameters():
         parameter.requires_grad_(_learning_rate(name, config, sam.config.layers) > 0)
 
 
 def optimizer_for(sam: Sam, config: FinetuneConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters of `sam` that are not frozen, by learning rate and weight decay."""
+    """Build AdamW over the unfrozen parameters of `sam`, grouped by learning rate and weight decay."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in sam.named_parameters():
         if parameter.requires_grad:
@@ -44,7 +44,7 @@ def optimizer_for(sam: Sam, config: FinetuneConfig) -> torch.optim.AdamW:
             rate = _learning_rate(name, config, sam.config.layers)
             groups.setdefault((rate, config.optimizer.weight_decay if decayed else 0.0), []).append(parameter)
     if not groups:
-        raise ValueError("every learning rate is 0: there is nothing to train")
+        raise ValueError("every learning rate is 0: nothing to train; raise one of them")
     optimizer = torch.optim.AdamW(
         [
             {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
@@ -58,8 +58,10 @@ def optimizer_for(sam: Sam, config: FinetuneConfig) -> torch.optim.AdamW:
 
 
 def _begin_moments(optimizer: torch.optim.AdamW) -> None:
-    """Give every parameter its moments before the first step: so a checkpoint has those of parameters that are idle at
-    first, as the decoder's are in `kd_only_steps`."""
+    """Create the moments of every parameter before the first step.
+
+    Checkpoints then also contain those of parameters that are unused at first, as the decoder is in `kd_only_steps`.
+    """
     for group in optimizer.param_groups:
         for value in group["params"]:
             optimizer.state[value] = {
@@ -89,23 +91,26 @@ def _learning_rate(name: str, config: FinetuneConfig, layers: int) -> float:
 
 
 def _depth(name: str, layers: int) -> int:
-    """Layers up to and with the one that parameter `name` belongs to: 0 for patches and positions, all for the neck
-    and what follows."""
+    """Return the layer of parameter `name`, from 1. Patches and positions: 0. The neck and later: `layers`."""
     if block := re.match(r"image_encoder\.blocks\.(\d+)\.", name):
         return int(block.group(1)) + 1
     return 0 if name.startswith(("image_encoder.patch_embed", "image_encoder.pos_embed")) else layers
 
 
 def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Every group's learning rate, as a share of its peak."""
+    """Set the learning rate of every group to `share` of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
 
 
 def schedule(position: float, *, length: float, warmup: float, stride: float = 1) -> float:
-    """Share of the peak learning rate at `position` of `length`, counted from 0, in steps or in samples.
+    """Return the share of the peak learning rate. All arguments are in steps, or all in samples.
 
-    `stride`: from one step's position to the next's. Warm-up takes `warmup`, at most a tenth of `length`.
+    Args:
+        position: Position in the schedule, from 0.
+        length: Length of the schedule.
+        warmup: Length of the warm-up; at most a tenth of `length` is used.
+        stride: Distance between the positions of two steps.
     """
     warmup = min(warmup, WARMUP_SHARE * length)
     if position + stride <= warmup:
@@ -115,7 +120,7 @@ def schedule(position: float, *, length: float, warmup: float, stride: float = 1
 
 
 class MovingAverage:
-    """Exponential moving average of the trained parameters of `sam`, by name."""
+    """Exponential moving average of the trained parameters of a model."""
 
     def __init__(self, sam: Sam, decay: float) -> None:
         self.decay = decay
@@ -125,7 +130,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, sam: Sam) -> None:
-        """Take the parameters as they are now into the average."""
+        """Update the average with the current parameters."""
         parameters = dict(sam.named_parameters())
         for name, average in self.values.items():
             average.lerp_(parameters[name], 1 - self.decay)

@@ -1,4 +1,4 @@
-"""The objective over many processes: DistributedDataParallel, FSDP2, or neither; and the whole student out of it."""
+"""Wrap the objective in DistributedDataParallel or FSDP2, and gather the whole student from it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Wrapped = Objective | DistributedDataParallel | FSDPModule
 
 
 def wrapped(objective: Objective, sharding: str, processes: Processes) -> Wrapped:
-    """`objective` as its processes run it. FSDP2 replaces the student's parameters: make the optimiser afterwards."""
+    """Wrap `objective` for several processes. Build the optimiser afterwards: FSDP2 replaces the parameters."""
     if sharding == "fsdp":
         if processes.count == 1:
-            raise ValueError("sharding=fsdp divides a model among processes, and there is one; start with torchrun")
+            raise ValueError("sharding=fsdp needs several processes, but there is one; start with torchrun")
         mesh = init_device_mesh(objective.student.device.type, (processes.count,))
         for block in objective.student.image_encoder.blocks:
             fully_shard(block, mesh=mesh)
@@ -34,7 +34,7 @@ def wrapped(objective: Objective, sharding: str, processes: Processes) -> Wrappe
 
 @contextmanager
 def gradients_join(objective: Wrapped, *, last: bool) -> Iterator[None]:
-    """While the context lasts, whether a backward pass joins the gradients of all processes: the `last` of a step."""
+    """Context in which gradients are reduced over processes only in the `last` backward pass of a step."""
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(last)
         yield
@@ -46,8 +46,10 @@ def gradients_join(objective: Wrapped, *, last: bool) -> Iterator[None]:
 
 
 def whole(student: Sam, average: dict[str, Tensor]) -> Sam:
-    """`student` as one process can run and save it: unsharded, with the moving `average` of its weights if there is
-    one. The student itself where that changes nothing."""
+    """Return an unsharded copy of `student` with the moving `average` of its weights, if not empty.
+
+    Returns the student itself if it is not sharded and there is no average.
+    """
     sharded = any(hasattr(parameter, "full_tensor") for parameter in student.parameters())
     if not sharded and not average:
         return student

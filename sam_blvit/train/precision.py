@@ -1,4 +1,4 @@
-"""Which precision `auto` stands for on this machine."""
+"""Resolve precision=auto for the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AnyMachineConfig = TypeVar("AnyMachineConfig", bound=MachineConfig)
 
 
 def with_precision(config: AnyMachineConfig) -> AnyMachineConfig:
-    """`config` with bf16 or fp32 for a precision of auto, printed by the first process of a run."""
+    """Return `config` with precision=auto replaced by bf16 or fp32. The first process prints the choice."""
     if config.precision != "auto":
         return config
     device = pick_device(config.device)

@@ -1,4 +1,4 @@
-"""Before a long run: what it will need, by real steps on real data, and how fast its data come."""
+"""Checks before a long run: its requirements, measured by real steps on real data, and the speed of data loading."""
 
 from __future__ import annotations
 
@@ -24,19 +24,23 @@ from sam_blvit.train.setup import Training, some_of
 
 GIB = 2**30
 LOOKED_AT = 32
-"""Photographs that are read to see whether they can be."""
+"""Photographs that are read to check the data."""
 MEASURED = 3
-"""Steps measured at each keep ratio, after one that warms up."""
+"""Measured steps per keep ratio, after one warm-up step."""
 PASSES = 3
-"""Of the arithmetic of a prediction, what learning takes: forward once, backward twice."""
+"""Cost of a training step relative to a forward pass: forward 1, backward 2."""
 READ = 12
-"""Batches of each process that are read to see how fast they come."""
+"""Steps whose batches are read to measure the speed of data loading."""
 
 
 def preflight(training: Training) -> dict[str, Any]:
-    """Read photographs, make steps at full size at every keep ratio, and print steps, hours, GiB; what was printed.
+    """Read photographs, run steps at full size at every keep ratio, and print steps, hours and GiB. Nothing is saved.
 
-    Nothing is saved. ValueError where the disk has no room for the run's checkpoints.
+    Returns:
+        The printed values.
+
+    Raises:
+        ValueError: If too many photographs are damaged, or the disk has no room for the run's checkpoints.
     """
     config, first = training.config, training.processes.first
     found = _looked_at(training)
@@ -59,18 +63,21 @@ def preflight(training: Training) -> dict[str, Any]:
         "disk_free_gib": free / GIB,
     }
     if first:
-        print(_told(report))
+        print(_summary(report))
     if needed > free:
         raise ValueError(
-            f"output {config.run.output}: checkpoints want {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB "
-            "free; name another output"
+            f"output {config.run.output}: checkpoints need {needed / GIB:.1f} GiB, the disk has {free / GIB:.1f} GiB "
+            "free; use another output"
         )
     return report
 
 
 def dry_run_data(training: Training) -> dict[str, float]:
-    """Read batches without learning, then learn from some, and print images a second of a worker and what share of a
-    step waits for data; what was printed."""
+    """Measure data loading alone and in training, and print images per second and the share of a step spent waiting.
+
+    Returns:
+        The printed values.
+    """
     config = training.config
     workers = max(1, config.machine.workers)
     start = time.perf_counter()
@@ -90,13 +97,13 @@ def dry_run_data(training: Training) -> dict[str, float]:
         print(
             f"data: {report['images_per_second']:.2f} images/s, {report['images_per_second_per_worker']:.2f} images/s "
             f"for each of {workers} worker(s); a step of {training.images_a_step} images takes {spent:.2f} s, of which "
-            f"{100 * report['data_share']:.1f} % waits for data ({device_name(training.device)})"
+            f"{100 * report['data_share']:.1f} % is spent waiting for data ({device_name(training.device)})"
         )
     return report
 
 
 def _learning(training: Training) -> tuple[float, float]:
-    """Median seconds that a step waits for data and takes in all; the first, which starts the readers, left out."""
+    """Return the median seconds of a step spent waiting for data, and in total, without the first step."""
     times = []
     with training.batches(start=0, steps=MEASURED + 1) as batches:
         for step in range(MEASURED + 1):
@@ -116,7 +123,7 @@ def _looked_at(training: Training) -> dict[str, Any]:
     damaged = [item.reason for item in items if isinstance(item, Damaged)]
     if len(damaged) > max(1, MAX_BAD_SHARE * len(training.dataset)):
         raise ValueError(
-            f"{len(damaged)} of {count} photographs looked at are damaged, first: {damaged[0]}; mend the data"
+            f"{len(damaged)} of {count} checked photographs are damaged, first: {damaged[0]}; fix the data"
         )
     return {
         "photographs": len(training.dataset),
@@ -127,12 +134,12 @@ def _looked_at(training: Training) -> dict[str, Any]:
 
 
 def _measured(training: Training, keep_ratio: float) -> dict[str, float]:
-    """Seconds, memory and arithmetic of a step at `keep_ratio`."""
+    """Measure time, memory and arithmetic throughput of a step at `keep_ratio`."""
     stepper, device = training.stepper, training.device
     with training.batches(start=0, steps=1) as batches:
         mine = list(batches)
     if not any(isinstance(item, Sample) for batch in mine for item in batch):
-        raise ValueError("no photograph of the first step can be used; mend the data")
+        raise ValueError("all photographs of the first step are damaged; fix the data")
     plan = replace(stepper.plan(stepper.count(mine), step=training.config.losses.kd_only_steps), keep_ratio=keep_ratio)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -153,7 +160,7 @@ def _measured(training: Training, keep_ratio: float) -> dict[str, float]:
 
 
 def _flop_an_image(training: Training, keep_ratio: float) -> float:
-    """Of the encoders alone; decoder rounds come on top and are small beside them at full size."""
+    """Operations of the encoders only. At full size the decoder adds little."""
     training.student.image_encoder.keep_ratio = keep_ratio
     encoder, _ = sam_macs(training.student)
     macs = PASSES * encoder.full
@@ -173,7 +180,7 @@ def _share(training: Training, keep_ratio: float) -> float:
 
 
 def _peak(training: Training) -> int:
-    """Bytes of memory of one process, at most so far."""
+    """Peak memory of this process so far, bytes."""
     if training.device.type == "cuda":
         return torch.cuda.max_memory_allocated(training.device)
     kilo = 1 if sys.platform == "darwin" else 1024
@@ -181,12 +188,12 @@ def _peak(training: Training) -> int:
 
 
 def _disk(training: Training) -> tuple[int, int]:
-    """Bytes that checkpoints and models of the run take at most, and bytes that are free."""
+    """Return the largest size of the checkpoints and models of the run, and the free disk space, bytes."""
     model = sum(value.numel() * value.element_size() for value in training.student.parameters())
     trained = sum(value.numel() * value.element_size() for value in training.stepper.parameters)
     average = trained if training.config.optimizer.ema else 0
     checkpoint = model + 2 * trained + average  # AdamW keeps two moments
-    needed = (KEPT + 2) * checkpoint + 2 * model  # besides those kept the best, and one in writing
+    needed = (KEPT + 2) * checkpoint + 2 * model  # those kept, the best, and one being written
     return needed, shutil.disk_usage(training.config.run.output).free
 
 
@@ -195,13 +202,13 @@ def _synchronize(training: Training) -> None:
         torch.cuda.synchronize(training.device)
 
 
-def _told(report: dict[str, Any]) -> str:
+def _summary(report: dict[str, Any]) -> str:
     lines = [
-        f"data: {report['photographs']} photographs; of {report['looked_at']} looked at {len(report['damaged'])} are "
-        f"damaged; {report['read_per_second']:.1f} a second in one process",
+        f"data: {report['photographs']} photographs; {len(report['damaged'])} of {report['looked_at']} checked are "
+        f"damaged; {report['read_per_second']:.1f} per second in one process",
         *report["damaged"],
         f"device: {report['processes']} x {report['device']}",
-        "| keep ratio | seconds a step | peak GiB | TFLOP/s of the encoders |",
+        "| keep ratio | seconds per step | peak GiB | TFLOP/s of the encoders |",
         "|---|---|---|---|",
     ]
     lines += [
@@ -211,6 +218,6 @@ def _told(report: dict[str, Any]) -> str:
     lines += [
         f"run: {report['steps']} steps of {report['images_a_step']} images, {report['seconds_a_step']:.3f} s each: "
         f"{report['hours']:.2f} hours with {report['processes']} process(es)",
-        f"disk: checkpoints take up to {report['checkpoints_gib']:.2f} GiB, {report['disk_free_gib']:.1f} GiB are free",
+        f"disk: checkpoints take up to {report['checkpoints_gib']:.2f} GiB, {report['disk_free_gib']:.1f} GiB free",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A run made ready: student, teacher, data, optimiser, and the step that joins them."""
+"""Set up a run: student, teacher, data, optimiser, and the step."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sam_blvit.train.teacher.targets import load_student_and_teacher, teacher_fo
 from sam_blvit.train.teacher.warm_start import warm_start
 
 RECOMPILES = 256
-"""Shapes a layer is compiled for, at most: keep ratios times forms of photographs."""
+"""Largest number of shapes that a layer is compiled for: keep ratios times shapes of photographs."""
 SOME = 0x50E
-"""Counter that tells the draw of a look at the data from the order of an epoch."""
+"""Part of the seed that separates the draw of a sample of the data from the order of an epoch."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """Everything a run consists of."""
+    """All parts of a run."""
 
     config: FinetuneConfig
     source: Source
@@ -46,11 +46,11 @@ class Training:
 
     @property
     def images_a_step(self) -> int:
-        """Photographs of a step, over all processes and accumulated batches."""
+        """Photographs per step, over all processes and accumulated batches."""
         return self.config.machine.batch_size * self.config.optimizer.accumulate * self.processes.count
 
     def batches(self, *, start: int, steps: int) -> AbstractContextManager[Iterator[Batch]]:
-        """This process's batches of `steps` steps from sample `start` on, read while the context lasts."""
+        """Return a context with this process's batches for `steps` steps, from sample `start` of the run."""
         order = Batches(
             len(self.dataset),
             batch_size=self.config.machine.batch_size,
@@ -63,11 +63,11 @@ class Training:
 
 
 def prepare(config: FinetuneConfig, source: Source, processes: Processes, *, warm: bool) -> Training:
-    """The run that `config` describes on `source`, at its start. `warm`: do its warm start, if it has one."""
-    torch.manual_seed(config.data.seed)  # fresh weights; nothing after this draws from a global generator
+    """Set up the run that `config` describes on `source`, at step 0. `warm`: do the warm start, if it has one."""
+    torch.manual_seed(config.data.seed)  # for new weights; nothing else uses the global generator
     device = pick_device(config.machine.device)
     student, teacher = load_student_and_teacher(config)
-    if config.losses.listwise_weight and not student.config.router_learns:  # of the file; else the config refuses
+    if config.losses.listwise_weight and not student.config.router_learns:  # as stored in the checkpoint
         raise ValueError(
             f"listwise_weight={config.losses.listwise_weight}: no effect, {config.student.checkpoint} was saved with "
             f"router={student.config.router}; leave it out, or add --options router=learned"
@@ -119,13 +119,13 @@ def _dataset(
 
 
 def some_of(dataset: TrainingSamples, count: int, *, seed: int) -> list[Sample | Damaged]:
-    """At most `count` items of `dataset`, drawn by `seed`."""
+    """Return at most `count` items of `dataset`, drawn by `seed`."""
     order = np.random.default_rng([seed, SOME]).permutation(len(dataset))
     return [dataset[0, int(index)] for index in order[:count]]
 
 
 def _warm_start(student: Sam, dataset: TrainingSamples, config: FinetuneConfig, processes: Processes) -> None:
-    """Every process does the same, so that none waits; what the first came to counts."""
+    """Run the warm start in every process, then copy the result of the first process to all."""
     samples = some_of(dataset, config.student.warm_start_images, seed=config.data.seed)
     say = print if processes.first else lambda _: None
     images = [sample.image for sample in samples if isinstance(sample, Sample)]

@@ -1,4 +1,4 @@
-"""One step of the optimiser: every process's batches, one gradient, one update - or none, where it is no number."""
+"""One optimiser step over the batches of all processes. Steps whose gradient is not finite are skipped."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from sam_blvit.train.parallel import Wrapped, gradients_join
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to, the same in every process."""
+    """Result of a step, equal in all processes unless noted."""
 
     gradient_norm: float
-    """Before clipping. Not finite: the step was skipped."""
+    """Before clipping. If it is not finite, the step was skipped."""
     parts: dict[str, float]
-    """The loss and its parts by name; empty unless they were asked for."""
+    """The loss and its terms by name. Empty if not requested."""
     health: dict[str, float]
-    """What the routers did, in the first process."""
+    """Router statistics of the first process."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the batches of a step hold, over all processes."""
+    """Contents of the batches of a step, over all processes."""
 
     masks: float
     cells: float
     damaged: float
     asked_to_stop: bool
-    """Whether a scheduler asked any of the processes."""
+    """Whether any process received a signal to stop."""
     encodings: int = 0
-    """Shapes of images in a batch of any process, at most; counted for FSDP2 alone."""
+    """Largest number of padded image sizes in a batch of any process. Only counted for FSDP2."""
 
 
 @dataclass
 class Stepper:
-    """What it takes to make a step."""
+    """Everything needed to make a step."""
 
     objective: Wrapped
     optimizer: torch.optim.Optimizer
@@ -62,7 +62,7 @@ class Stepper:
         self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
 
     def count(self, batches: Sequence[Batch], *, stop: bool = False) -> Counts:
-        """What all processes hold for this step; each says whether it was asked to `stop`."""
+        """Count the contents of this step over all processes. `stop`: whether this process was asked to stop."""
         samples = [item for batch in batches for item in batch if isinstance(item, Sample)]
         cell = self.student.config.cell
         here = [
@@ -73,7 +73,7 @@ class Stepper:
         ]
         total = self.processes.total(
             torch.tensor(here, dtype=torch.float64)
-        ).tolist()  # on the CPU: nothing to wait for
+        ).tolist()  # on the CPU, so that it does not wait for a GPU
         return Counts(
             masks=total[0],
             cells=max(1.0, total[1]),
@@ -85,13 +85,13 @@ class Stepper:
         )
 
     def _shapes(self, batches: Sequence[Batch]) -> int:
-        """Padded sizes in a batch, at most."""
+        """Return the largest number of padded sizes in a batch."""
         padded = self.student.image_encoder.padded_size
         shapes = [{padded(*s.image.shape[-2:]) for s in batch if isinstance(s, Sample)} for batch in batches]
         return max(len(of_batch) for of_batch in shapes)
 
     def plan(self, counts: Counts, *, step: int, with_health: bool = False) -> StepPlan:
-        """What all processes do in `step`."""
+        """Plan `step`, identically in all processes."""
         return StepPlan(
             keep_ratio=keep_ratio_of(step, self.config, self.student.config),
             masks=counts.masks,
@@ -103,13 +103,13 @@ class Stepper:
         )
 
     def step(self, batches: Sequence[Batch], plan: StepPlan, *, with_parts: bool = True) -> StepResult:
-        """Learn from `batches`. A gradient that is no number changes nothing."""
+        """Update the weights from `batches`. If the gradient is not finite, nothing changes."""
         outcomes = [
             self._backward(batch, plan, last=number == len(batches) - 1) for number, batch in enumerate(batches)
         ]
         if not plan.with_masks:
             for parameter in self.student.mask_decoder.parameters():
-                parameter.grad = None  # idle: neither weight decay nor moments of nothing
+                parameter.grad = None  # unused: no weight decay and no update of moments
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if norm.isfinite():
@@ -130,7 +130,7 @@ class Stepper:
         return outcome
 
     def _joined(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """Parts of the loss summed over batches and processes; a part that one process lacks counts as 0 there."""
+        """Sum the terms of the loss over batches and processes. A term that a process lacks counts as 0."""
         sums: dict[str, float] = defaultdict(float)
         for outcome in outcomes:
             for name, value in outcome.parts.items():
@@ -143,12 +143,12 @@ class Stepper:
 
     @property
     def student(self) -> Sam:
-        """The model that learns."""
+        """The student model."""
         return cast(Objective, getattr(self.objective, "module", self.objective)).student
 
 
 def keep_ratio_of(step: int, config: FinetuneConfig, model: ModelConfig) -> float:
-    """The keep ratio of `step`, drawn from the config's set by (seed, step): the same in every process."""
+    """Draw the keep ratio of `step` from those of the config, seeded by (seed, step): the same in every process."""
     if not model.routed:
         return 1.0
     return float(np.random.default_rng([config.data.seed, step]).choice(config.student.keep_ratios))

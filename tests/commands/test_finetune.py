@@ -68,7 +68,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, data: Path, teacher: P
     wait_for_step(tmp_path / "killed", 3)
     kill(killed)
     said = finish(start(tmp_path / "killed", data, **options))
-    assert "going on after step" in said
+    assert "resumed after step" in said
     assert_equal_models(tmp_path / "whole", tmp_path / "killed")
     assert_each_once(seen(tmp_path / "killed"))
     assert seen(tmp_path / "killed") == seen(tmp_path / "whole")
@@ -106,7 +106,7 @@ def test_a_stop_at_max_steps_goes_on_bit_for_bit(
     finish(start(tmp_path / "whole", data, **options))
     finish(start(tmp_path / "parts", data, **options, max_steps=2))
     assert len(seen(tmp_path / "parts")) == 2
-    assert "going on after step 2" in finish(start(tmp_path / "parts", data, **options))
+    assert "resumed after step 2" in finish(start(tmp_path / "parts", data, **options))
     assert_equal_models(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -184,7 +184,7 @@ def test_fsdp_goes_on_where_it_stopped(tmp_path: Path, data: Path, teacher: Path
     finish(start(tmp_path / "whole", data, ranks=2, **options))
     finish(start(tmp_path / "parts", data, ranks=2, **options, max_steps=2))
     said = finish(start(tmp_path / "parts", data, ranks=2, **options))
-    assert "going on after step 2" in said
+    assert "resumed after step 2" in said
     assert_same_losses(tmp_path / "whole", tmp_path / "parts")
     assert_equal_models(tmp_path / "whole", tmp_path / "parts")
 

@@ -1,4 +1,4 @@
-"""What a benchmark is asked for: one line for each mistake."""
+"""Options of a benchmark: one line of error for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs: the models there are, what a config refuses, and its JSON."""
+"""Configs: the registry, what a config refuses, and its JSON."""
 
 from __future__ import annotations
 
@@ -208,12 +208,12 @@ def test_a_dense_config_has_no_routed_parts(tiny_dense: Config, field: str, valu
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"router": "random"}, "router=random gives no scores to scale by; add score_scaling=false"),
-        ({"primary_keys": "primary", "window": 3}, "primary_keys=primary wants windows that divide the grid of 8"),
+        ({"router": "random"}, "router=random has no scores to scale by; add score_scaling=false"),
+        ({"primary_keys": "primary", "window": 3}, "primary_keys=primary needs windows that divide the grid of 8"),
         ({"primary_keys": "pooled", "pool": 3}, "pool=3 does not divide window=4"),
         ({"primary_keys": "pooled", "pool": 0}, "pool=0 does not divide window=4"),
         ({"primary_keys": "primary", "pool": 2}, "pool=2: no effect without primary_keys=pooled"),
-        ({"broadcast": True, "little_layers": ()}, "broadcast wants primary_keys=pooled"),
+        ({"broadcast": True, "little_layers": ()}, "broadcast needs primary_keys=pooled"),
         ({"broadcast": True, "primary_keys": "pooled"}, "and little_layers empty"),
         ({"little_windowed": True, "little_layers": ()}, "little_windowed: no effect without little_layers"),
     ],
@@ -275,7 +275,7 @@ def test_with_a_source_of_boxes_an_evaluation_measures_ap(source: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"select": "best"}, "select='best' is not one of argmax, single, oracle, sam"),
         ({"box_source": "mean"}, "box_source='mean' is not one of ann, mask"),
@@ -283,14 +283,14 @@ def test_with_a_source_of_boxes_an_evaluation_measures_ap(source: dict[str, Any]
         ({"boxes": "detr"}, "boxes='detr' is not one of gt"),
         ({"table": "json"}, "table='json' is not one of csv, parquet"),
         ({"prompts_per_batch": 0}, "prompts_per_batch=0 is not a positive number"),
-        ({"boxes": "gt", "refine": -1}, "refine=-1 is negative; 0 asks once"),
+        ({"boxes": "gt", "refine": -1}, "refine=-1 is negative; 0 decodes each box once"),
         ({"refine": -1}, "refine=-1 is negative"),
-        ({"seeds": ()}, "seeds=() is empty or names one twice; the usual ones are 0,1,2"),
-        ({"seeds": (0, 1, 0)}, "seeds=(0, 1, 0) is empty or names one twice"),
+        ({"seeds": ()}, "seeds=() is empty or has duplicates; name each seed once, as in 0,1,2"),
+        ({"seeds": (0, 1, 0)}, "seeds=(0, 1, 0) is empty or has duplicates"),
         ({"keep_ratios": (0.25, 1.5)}, "keep_ratio=1.5 is not a number in [0, 1]"),
         ({"keep_ratios": (math.nan,)}, "keep_ratio=nan is not a number in [0, 1]"),
         ({"keep_ratios": (0.25, 0.5, 0.25)}, "keep_ratios=(0.25, 0.5, 0.25): name each once"),
-        ({"keep_ratios": (0.25,), "keep_ratio": 0.5}, "keep_ratios=(0.25,): name each once, and no keep_ratio beside"),
+        ({"keep_ratios": (0.25,), "keep_ratio": 0.5}, "keep_ratios=(0.25,): name each once, and leave out keep_ratio"),
         ({"keep_ratio": 2}, "keep_ratio=2 is not a number in [0, 1]"),
         ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
         (
@@ -299,8 +299,8 @@ def test_with_a_source_of_boxes_an_evaluation_measures_ap(source: dict[str, Any]
         ),
     ],
 )
-def test_an_evaluation_refuses_what_makes_no_sense(settings: dict[str, Any], told: str, refused: Refused) -> None:
-    with refused(ValueError, match=re.escape(told)):
+def test_an_evaluation_refuses_what_makes_no_sense(settings: dict[str, Any], message: str, refused: Refused) -> None:
+    with refused(ValueError, match=re.escape(message)):
         evaluation(**settings)
 
 
@@ -504,7 +504,7 @@ def test_what_may_be_0_is_refused_below(name: str, refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("name", ["distillation_mse", "distillation_layers", "kd_only_steps", "validate_every"])
-def test_what_may_be_0_and_wants_another_setting_is_refused_below(name: str, refused: Refused) -> None:
+def test_what_may_be_0_and_needs_another_setting_is_refused_below(name: str, refused: Refused) -> None:
     with refused(ValueError, f"^{name}=-1 is negative$"):
         training(**TEACHER, holdout=1, **{name: -1})
 
@@ -516,14 +516,14 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"preset": "sam"}, "preset='sam' is not one of default, paper"),
         ({"device": "tpu"}, "device='tpu' is not one of auto, cpu, cuda, mps"),
         ({"freeze": "encoder"}, "freeze='encoder' is not one of none, performance"),
         ({"precision": "fp16"}, "precision='fp16' is not one of auto, fp32, bf16"),
         ({"prompts": "sam2"}, "prompts='sam2' is not one of mixed, sam11, evs"),
-        ({"listwise_weight": 1.0, "sharding": "fsdp"}, "listwise_weight=1.0 looks into layers"),
+        ({"listwise_weight": 1.0, "sharding": "fsdp"}, "listwise_weight=1.0 needs whole layers"),
         (
             {**TEACHER, "warm_start": "layerwise", "options": ("little_layers=",)},
             "warm_start=layerwise: no effect, the model has no efficiency blocks",
@@ -554,11 +554,11 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ({"keep_ratios": (0.25, 1.5)}, "keep_ratio=1.5 is not a number in [0, 1]"),
         (
             {"annotations": Path("coco.json"), "manifest": Path("train.tsv")},
-            "manifest=train.tsv lists photographs in SA-1B's layout; leave it out beside annotations",
+            "manifest=train.tsv lists photographs in SA-1B's layout; with annotations, leave it out",
         ),
         (
             {"annotations": Path("coco.json"), "val_manifest": Path("val.tsv")},
-            "val_manifest=val.tsv lists SA-1B's photographs; use holdout beside annotations",
+            "val_manifest=val.tsv lists photographs of SA-1B; with annotations, use holdout",
         ),
         (
             {"kd_only_steps": 5, "distillation_mse": 0.1},
@@ -568,7 +568,7 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ({"distillation_layers": 1.0}, "distillation_layers: no effect without a teacher"),
         (
             {**TEACHER, "teacher_cache": Path("cache"), "flip": True},
-            "flip: teacher_cache holds embeddings of photographs as they are; write another cache with --mirrored and "
+            "flip: teacher_cache holds embeddings of unmirrored photographs; write another cache with --mirrored and "
             "name it with mirrored_cache, or leave out flip",
         ),
         (
@@ -585,15 +585,15 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ),
         (
             {**TEACHER, "teacher_cache": Path("cache"), "distillation_layers": 1.0},
-            "teacher_cache holds final embeddings alone; leave out distillation_layers",
+            "teacher_cache holds only final embeddings; leave out distillation_layers",
         ),
         (
             {"val_annotations": Path("lvis.json")},
-            "val_annotations=lvis.json wants val_images, where its photographs are",
+            "val_annotations=lvis.json needs its photographs; add val_images",
         ),
         (
             {"validate_every": 100},
-            "validate_every=100: nothing to validate with; add holdout, val_manifest or val_annotations",
+            "validate_every=100: no validation data; add holdout, val_manifest or val_annotations",
         ),
         ({"clip_norm": math.nan}, "clip_norm=nan is not a finite number"),
         ({"lr": math.inf}, "lr=inf is not a finite number"),
@@ -605,33 +605,33 @@ def test_a_number_that_is_none_is_refused(name: str, refused: Refused) -> None:
         ),
         (
             {**TEACHER, "kd_only_steps": 5, "distillation_weight": 0},
-            "kd_only_steps=5: nothing to learn in them, as distillation_weight, distillation_mse and "
-            "distillation_layers are 0; give one a weight",
+            "kd_only_steps=5: these steps have no loss, because distillation_weight, distillation_mse and "
+            "distillation_layers are 0; set one of them",
         ),
         (
             {"base": Path("sam.pth")},
-            "base=sam.pth: no effect without an adapter above it; name that with checkpoint",
+            "base=sam.pth: no effect without an adapter; name the adapter with checkpoint",
         ),
         (
             {**TEACHER, "model": "vit_b", "warm_start": "layerwise", "freeze": "performance"},
             "warm_start, freeze: no effect, vit_b is dense; name a big.LITTLE model with model",
         ),
         ({"model": "vit_tiny", "options": ("keep_ratio=0.5",)}, "keep_ratio=0.5: vit_tiny is dense, its keep_ratio is"),
-        ({"window": 33}, "window=33 is more than the 32 tokens along a side of blvit_s_t at image_size=512; name a"),
+        ({"window": 33}, "window=33 exceeds the 32 tokens along a side of blvit_s_t at image_size=512; choose a"),
         (
             {"model": "vit_b", "window": 5, "image_size": 64},
-            "window=5 is more than the 4 tokens along a side of vit_b at image_size=64; name a smaller window",
+            "window=5 exceeds the 4 tokens along a side of vit_b at image_size=64; choose a smaller window",
         ),
-        ({"val_images": Path("val2017")}, "val_images=val2017: no effect without val_annotations, what is on them"),
-        ({"warm_start": "layerwise"}, "warm_start: wants a trained SAM to start from; name teacher or checkpoint"),
+        ({"val_images": Path("val2017")}, "val_images=val2017: no effect without val_annotations; add it"),
+        ({"warm_start": "layerwise"}, "warm_start: needs a trained SAM to start from; name teacher or checkpoint"),
         (
             {"freeze": "performance", "warm_start": "layerwise"},
-            "warm_start, freeze: wants a trained SAM to start from; name teacher or checkpoint",
+            "warm_start, freeze: needs a trained SAM to start from; name teacher or checkpoint",
         ),
     ],
 )
-def test_a_training_run_refuses_what_makes_no_sense(settings: dict[str, Any], told: str, refused: Refused) -> None:
-    with refused(ValueError, f"^{re.escape(told)}"):
+def test_a_training_run_refuses_what_makes_no_sense(settings: dict[str, Any], message: str, refused: Refused) -> None:
+    with refused(ValueError, f"^{re.escape(message)}"):
         training(**settings)
 
 
@@ -644,7 +644,7 @@ def test_freezing_and_warming_up_start_from_a_teacher_or_a_checkpoint(start: str
 
 
 def test_embeddings_are_kept_of_a_teacher_alone(refused: Refused) -> None:
-    with refused(ValueError, "teacher is not given: name the checkpoint of the SAM whose embeddings are to be kept"):
+    with refused(ValueError, "teacher is not given: name the checkpoint of the SAM whose embeddings are to be cached"):
         compose(CacheConfig, **required(CacheConfig))
     assert compose(CacheConfig, **required(CacheConfig), **TEACHER).shard_images == 500
 
@@ -672,7 +672,7 @@ def test_a_shard_without_images_is_refused(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"unit": "mask"}, "unit='mask' is not one of tar, image"),
         ({"fraction": 0.0}, "fraction=0.0 is outside (0, 1]; the paper's is 0.02"),
@@ -681,6 +681,6 @@ def test_a_shard_without_images_is_refused(refused: Refused) -> None:
         ({"seed": -1}, "seed=-1 is negative"),
     ],
 )
-def test_a_subset_refuses_what_makes_no_sense(settings: dict[str, Any], told: str, refused: Refused) -> None:
-    with refused(ValueError, re.escape(told)):
+def test_a_subset_refuses_what_makes_no_sense(settings: dict[str, Any], message: str, refused: Refused) -> None:
+    with refused(ValueError, re.escape(message)):
         SubsetConfig(**required(SubsetConfig), **settings)

@@ -1,4 +1,4 @@
-"""Fields of a model as words: read by type, and refused by name."""
+"""Model fields given as NAME=VALUE: parsed by type, refused by name."""
 
 from __future__ import annotations
 
@@ -59,30 +59,30 @@ def test_every_field_of_a_model_has_a_type_that_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
-        (["dim"], "options: 'dim' is not NAME=VALUE, as in dim=128; in YAML, quote what has a comma in it"),
-        (["little_dims=4"], "options: 'little_dims=4' names no field of a model; perhaps little_dim or "),
-        (["colour=blue"], "options: 'colour=blue' names no field of a model; there are name, dim, heads, "),
-        (["=4"], "options: '=4' names no field of a model; there are "),
-        (["dim=64", "heads=1", "dim=64"], "options: 'dim=64' names dim again; name it once"),
-        (["dim=wide"], "options: 'dim=wide' does not give dim a whole number"),
-        (["dim=1.5"], "options: 'dim=1.5' does not give dim a whole number"),
-        (["keep_ratio="], "options: 'keep_ratio=' does not give keep_ratio a number"),
-        (["global_layers=3,,6"], "options: 'global_layers=3,,6' does not give global_layers whole numbers with commas"),
-        (["routed_from=no"], "options: 'routed_from=no' does not give routed_from a whole number or none"),
-        (["switch=1"], "options: 'switch=1' does not give switch true or false"),
+        (["dim"], "options: 'dim' is not NAME=VALUE, as in dim=128; in YAML, quote values with commas"),
+        (["little_dims=4"], "options: 'little_dims=4': models have no field 'little_dims'; did you mean little_dim or"),
+        (["colour=blue"], "options: 'colour=blue': models have no field 'colour'; the fields are name, dim, heads, "),
+        (["=4"], "options: '=4': models have no field ''; the fields are "),
+        (["dim=64", "heads=1", "dim=64"], "options: 'dim=64' repeats dim; name it once"),
+        (["dim=wide"], "options: 'dim=wide' is invalid; dim must be a whole number"),
+        (["dim=1.5"], "options: 'dim=1.5' is invalid; dim must be a whole number"),
+        (["keep_ratio="], "options: 'keep_ratio=' is invalid; keep_ratio must be a number"),
+        (["global_layers=3,,6"], "options: 'global_layers=3,,6' is invalid; global_layers must be comma-separated"),
+        (["routed_from=no"], "options: 'routed_from=no' is invalid; routed_from must be a whole number or none"),
+        (["switch=1"], "options: 'switch=1' is invalid; switch must be true or false"),
     ],
 )
 def test_an_option_that_cannot_be_is_named(
-    given: list[str], told: str, monkeypatch: pytest.MonkeyPatch, refused: Refused
+    given: list[str], message: str, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.setattr(options, "ModelConfig", Switched)
-    with refused(ValueError, f"^{re.escape(told)}"):
+    with refused(ValueError, f"^{re.escape(message)}"):
         parse_options(given)
 
 
 @pytest.mark.parametrize(("name", "flag"), FLAGS.items())
 def test_there_is_one_way_to_give_what_has_a_setting_of_its_own(name: str, flag: str, refused: Refused) -> None:
-    with refused(ValueError, f"options: '{name}=8' has a setting of its own; give it with {flag}$"):
+    with refused(ValueError, f"options: '{name}=8' has its own setting; use {flag}$"):
         parse_options([f"{name}=8"])

@@ -236,7 +236,7 @@ def test_options_replace_fields_of_the_models() -> None:
     assert alone["parts"]["efficiency blocks"] == {"paper_gmacs": 0, "full_gmacs": 0}
     with pytest.raises(ValueError, match="pool=3 does not divide window=4"):
         flops(("blvit_tiny",), FlopsConfig(options=("primary_keys=pooled", "pool=3")))
-    with pytest.raises(ValueError, match="names no field of a model"):
+    with pytest.raises(ValueError, match="models have no field"):
         FlopsConfig(options=("keys=pooled",))
 
 

@@ -37,7 +37,7 @@ Randomize = Callable[[nn.Module], nn.Module]
 
 
 def test_every_word_of_the_config_names_a_part() -> None:
-    assert tuple(ROUTERS) == tuple(words.ROUTERS)
+    assert tuple(ROUTERS) == tuple(words.ROUTER_LEARNS)
     assert tuple(SCORINGS) == words.ROUTER_SCORES
 
 
@@ -243,4 +243,4 @@ def test_without_broadcast_only_primary_tokens_change(new_layer: New, is_global:
 
 
 def test_a_router_learns_where_it_has_parameters() -> None:
-    assert {name: any(True for _ in make(8).parameters()) for name, make in ROUTERS.items()} == words.ROUTERS
+    assert {name: any(True for _ in make(8).parameters()) for name, make in ROUTERS.items()} == words.ROUTER_LEARNS

@@ -1,4 +1,4 @@
-"""The trainer from end to end, in this process: what a run writes and says, what it refuses, and what it survives."""
+"""The trainer from end to end, in this process: what a run writes, prints and refuses, and what it survives."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     return load_sam(path).state_dict()
 
 
-# what a run writes and says -------------------------------------------------------------------------------------------
+# what a run writes and prints ----------------------------------------------------------------------------------------
 
 DISTILLED = {
     "schedule_steps": 5, "max_steps": 3, "keep_ratios": (0.25, 0.5), "kd_only_steps": 1, "distillation_layers": 0.5,
@@ -257,14 +257,14 @@ def test_a_rate_of_zero_leaves_what_was_there_as_it_was(data: Path, teacher: Pat
     assert after["image_encoder.blocks.1.little.mlp.leave.weight"].abs().sum() > 0
 
 
-# going on -------------------------------------------------------------------------------------------------------------
+# resuming -------------------------------------------------------------------------------------------------------------
 
 
 def test_other_settings_are_refused_by_their_names(
     data: Path, teacher: Path, distilled: Path, refused: Refused
 ) -> None:
     differing = "(flip False there, True here, lr 0.0005 there, 1e-05 here)"
-    with refused(ValueError, re.escape(f"{distilled} holds a run with other settings {differing}; name another")):
+    with refused(ValueError, re.escape(f"{distilled} contains a run with other settings {differing}; use another")):
         finetune(config(data, distilled, teacher=teacher, **{**DISTILLED, "lr": 1e-5, "flip": True}))
     assert progress(distilled).step == 3
 
@@ -272,7 +272,7 @@ def test_other_settings_are_refused_by_their_names(
 def test_resume_never_refuses_a_directory_with_a_run(
     data: Path, teacher: Path, distilled: Path, refused: Refused
 ) -> None:
-    with refused(ValueError, f"resume=never: {re.escape(str(distilled))} holds a run; name another output"):
+    with refused(ValueError, f"resume=never: {re.escape(str(distilled))} contains a run; use another output"):
         finetune(config(data, distilled, teacher=teacher, **DISTILLED, resume="never"))
 
 
@@ -290,7 +290,7 @@ def test_a_run_that_was_moved_goes_on_divided_otherwise(
     shutil.copy(teacher, brought)
     others = {"batch_size": 1, "accumulate": 2, "workers": 1, "max_steps": None, "checkpoint_every": 1, "log_every": 2}
     finetune(config(photographs, moved, teacher=brought, **{**DISTILLED, **others}))
-    assert "going on after step 3" in capsys.readouterr().out
+    assert "resumed after step 3" in capsys.readouterr().out
     assert [row["step"] for row in log(moved)] == [1, 2, 3, 4, 5]
     assert progress(moved).step == 5
 
@@ -303,7 +303,7 @@ def test_a_finished_run_trains_nothing_more(
     assert len(seen) == 2
     finetune(config(data, tmp_path))
     assert len(seen) == len(log(tmp_path)) == 2
-    assert "going on after step 2" in capsys.readouterr().out
+    assert "resumed after step 2" in capsys.readouterr().out
     assert all(torch.equal(value, before[name]) for name, value in tensors(tmp_path / MODEL_FILE).items())
 
 
@@ -380,7 +380,7 @@ def test_too_many_steps_without_a_number_end_the_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.setattr(setup, "TrainingSamples", without_numbers(3))
-    with pytest.warns(UserWarning, match="skipped"), refused(ValueError, "2 steps had a gradient that is no number"):
+    with pytest.warns(UserWarning, match="skipped"), refused(ValueError, "2 steps had a gradient that was not finite"):
         finetune(config(data, tmp_path, schedule_steps=9, max_bad_steps=2))
     assert len((tmp_path / BAD_STEPS_FILE).read_text().splitlines()) == 2
     assert progress(tmp_path).bad_steps == 2  # what was learnt until then is kept
@@ -478,7 +478,7 @@ def test_a_dense_student_smaller_than_its_teacher_goes_on_and_is_compared(
         [" before ", " vit_tiny ", " 1 "],
         [" after ", " vit_tiny ", " 1 "],
     ]
-    with refused(ValueError, "holds a run with other settings .*options"):
+    with refused(ValueError, "contains a run with other settings .*options"):
         finetune(config(data, tmp_path / "parts", **narrow | {"options": ("dim=32", "layers=2", "global_layers=2")}))
 
 
@@ -543,6 +543,6 @@ def test_what_was_frozen_is_still_segment_anythings_model_at_keep_ratio_1(
 
 def test_fewer_steps_than_a_run_has_made_are_refused(data: Path, tmp_path: Path) -> None:
     finetune(config(data, tmp_path, schedule_steps=3, max_steps=2))
-    with pytest.raises(ValueError, match=r"max_steps=1: the run in .* has made 2 steps already"):
+    with pytest.raises(ValueError, match=r"max_steps=1: the run in .* has already made 2 steps"):
         finetune(config(data, tmp_path, schedule_steps=3, max_steps=1))
     finetune(config(data, tmp_path, schedule_steps=3, max_steps=2))

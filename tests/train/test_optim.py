@@ -1,4 +1,4 @@
-"""What is trained, at which rate, and for how long."""
+"""Trained parameters, learning rates and the schedule."""
 
 from collections.abc import Callable
 from pathlib import Path

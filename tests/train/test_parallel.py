@@ -1,4 +1,4 @@
-"""The objective as its processes run it, and the whole student out of it; with real processes in test_finetune."""
+"""The wrapped objective, and the whole student gathered from it. Real processes are in test_finetune."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_one_process_runs_the_objective_as_it_is(tiny: Config, sharding: str) ->
 
 
 def test_there_is_nothing_to_divide_a_model_among_in_one_process(tiny: Config, refused: Callable[..., Any]) -> None:
-    told = "sharding=fsdp divides a model among processes, and there is one; start with torchrun"
+    told = "sharding=fsdp needs several processes, but there is one; start with torchrun"
     with refused(ValueError, told):
         wrapped(objective(build_sam(tiny())), "fsdp", Processes())
 

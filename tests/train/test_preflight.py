@@ -1,4 +1,4 @@
-"""Before a long run: what is told of it follows from steps that were made, and nothing of it is kept."""
+"""Checks before a long run: the report follows from real steps, and nothing is saved."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_damaged_photographs_are_told(checked: tuple[dict[str, Any], str]) -> No
     assert (report["photographs"], report["looked_at"]) == (PHOTOGRAPHS, PHOTOGRAPHS)
     (reason,) = report["damaged"]
     assert "sa_3" in reason
-    assert "6 photographs; of 6 looked at 1 are damaged" in printed
+    assert "6 photographs; 1 of 6 checked are damaged" in printed
     assert reason in printed
 
 
@@ -136,7 +136,7 @@ def test_a_disk_without_room_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    told = re.escape(f"output {tmp_path / 'run'}: checkpoints want 0.") + ".* GiB, the disk has 0.0 GiB free"
+    told = re.escape(f"output {tmp_path / 'run'}: checkpoints need 0.") + ".* GiB, the disk has 0.0 GiB free"
     with refused(ValueError, told):
         preflight(training(tmp_path, keep_ratios=(1.0,)))
 
@@ -151,7 +151,7 @@ def test_reading_is_told_in_images_a_second_of_a_worker_and_its_share_of_a_step(
     printed = capsys.readouterr().out
     assert f"data: {report['images_per_second']:.2f} images/s" in printed
     assert f"{report['images_per_second_per_worker']:.2f} images/s for each of 2 worker(s)" in printed
-    assert f"{100 * report['data_share']:.1f} % waits for data" in printed
+    assert f"{100 * report['data_share']:.1f} % is spent waiting for data" in printed
 
 
 def test_every_accumulated_batch_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_neither_leaves_anything_behind(
     write_flat(tmp_path / "data", range(PHOTOGRAPHS), masks=1)
     finetune(config(tmp_path, keep_ratios=(1.0,), **{instead: True}))
     assert list((tmp_path / "run").iterdir()) == []
-    assert {"preflight": "hours with 1 process(es)", "dry_run_data": "waits for data"}[instead] in (
+    assert {"preflight": "hours with 1 process(es)", "dry_run_data": "waiting for data"}[instead] in (
         capsys.readouterr().out
     )
 

@@ -1,4 +1,4 @@
-"""A run made ready: what its parts are, in which order they are made, and what it refuses to be made of."""
+"""Setting up a run: its parts, their order, and what is refused."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_layers_are_recomputed_where_it_is_asked_for(data: Path, setting: bool) 
 
 def test_a_run_that_would_train_nothing_is_refused(data: Path, refused: Callable[..., Any]) -> None:
     rates = {"lr": 0.0, "encoder_lr": 0.0, "decoder_lr": 0.0}
-    with refused(ValueError, "every learning rate is 0: there is nothing to train"):
+    with refused(ValueError, "every learning rate is 0: nothing to train"):
         prepared(data, **rates)
     assert prepared(data, **{**rates, "prompt_lr": 1.0}).config.optimizer.prompt_lr == 1.0
 

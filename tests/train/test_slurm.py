@@ -1,4 +1,4 @@
-"""tools/slurm/finetune.sbatch on a cluster of our own: srun and scontrol on PATH, and a trainer that ends as told.
+"""tools/slurm/finetune.sbatch on a fake cluster: srun and scontrol on PATH, and a trainer with a given exit code.
 
 What is tested is what the batch script does; that Slurm does as its manual says is not.
 """

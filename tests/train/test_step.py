@@ -1,4 +1,4 @@
-"""A step of the optimiser: one gradient of all batches, one update - or none at all, where it is no number."""
+"""A step of the optimiser: one gradient of all batches, one update, or none if it is not finite."""
 
 from __future__ import annotations
 

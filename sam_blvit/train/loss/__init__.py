@@ -1,1 +1,1 @@
-"""What a step minimises."""
+"""The training objective."""

@@ -1,12 +1,12 @@
-"""One step's loss of one process's batch: encode, compare with the teacher, answer prompts, compare with the masks.
+"""The loss of one process's batch: encode, compare with the teacher, decode prompts, compare with the masks.
 
-All of it is one `forward`, so that DistributedDataParallel and FSDP2 see one call a step. Losses are sums over this
-batch divided by counts of the whole step, over every process and every accumulated batch: the gradient does not depend
-on how the step's images are divided.
+All of this is one `forward`, so that DistributedDataParallel and FSDP2 see one call per batch. Losses are sums over
+this batch, divided by counts over the whole step (all processes and all accumulated batches). The gradient therefore
+does not depend on how the images of a step are divided.
 
 Shapes:
     B  images of a batch    G  tokens along a side    C  channels
-    cells are those of the embedding: tokens, or the parts of tokens that the encoder's enlargement makes
+    A cell is one position of the embedding: a token, or a part of one if the encoder upsamples its embedding.
 """
 
 from __future__ import annotations
@@ -29,49 +29,49 @@ from sam_blvit.train.loss.terms import distillation_loss, listwise_loss
 from sam_blvit.train.teacher.targets import Target, Teacher
 
 DROP_PATH = 0xD709
-"""Counter that tells the draws of drop path from those of prompts."""
+"""Part of the seed that separates the draws of drop path from those of prompts."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What all batches of a step, in all processes, have in common."""
+    """What all batches of a step share, in all processes."""
 
     keep_ratio: float
     masks: float
-    """Masks of the step."""
+    """Number of masks in the step."""
     cells: float
-    """Cells of the step's embeddings that lie on a photograph."""
+    """Number of cells in the step's embeddings that lie on a photograph."""
     processes: int
     encodings: int = 0
-    """With FSDP2: how often each process runs the encoder for a batch, as every layer wants all of them at once."""
+    """With FSDP2: encoder runs per batch, equal in all processes, because each layer needs all processes at once."""
     with_masks: bool = True
-    """False: distillation alone."""
+    """False: only distillation."""
     with_health: bool = False
-    """Whether to look at the routers, too."""
+    """Whether to compute the routers' health as well."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A batch's loss and what is logged of it."""
+    """The loss of a batch, and values to log."""
 
     loss: Tensor
-    """Scalar to be minimised. Its gradient is averaged over processes, so it is multiplied by their number."""
+    """Scalar to minimise. It is multiplied by the number of processes, because gradients are averaged over them."""
     parts: dict[str, Tensor]
-    """Scalars by name without gradient; their sum over batches and processes is the step's mean."""
+    """Scalars by name, without gradient. Their sum over batches and processes is the mean of the step."""
     health: dict[str, float]
 
 
 class Objective(nn.Module):
-    """A student and how its answers are judged. Only the student's parameters are its own."""
+    """A student and its loss. The only parameters are the student's."""
 
     def __init__(self, student: Sam, teacher: Teacher | None, config: FinetuneConfig) -> None:
         super().__init__()
         self.student = student
         self.config = config
-        self._teacher = [teacher]  # in a list: a module here would be trained, moved and saved with the student
+        self._teacher = [teacher]  # in a list, so that it is not registered as a submodule
 
     def forward(self, samples: list[Sample], plan: StepPlan) -> Outcome:
-        """The loss of `samples`; zero, but with a gradient for every parameter, where there is none."""
+        """Compute the loss of `samples`. Without samples it is zero, with a gradient for every parameter."""
         parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.student.device))
         health: dict[str, float] = {}
         loss = self._nothing()
@@ -85,14 +85,16 @@ class Objective(nn.Module):
         return Outcome(loss=loss, parts={name: value.detach() for name, value in parts.items()}, health=health)
 
     def _nothing(self) -> Tensor:
-        """Zero, of which every trained parameter is a part: a keep ratio leaves some idle, and the processes of a step
-        wait for the gradients of all."""
+        """Return zero, computed from every trained parameter.
+
+        At some keep ratios parameters are unused, but the processes of a step wait for the gradients of all.
+        """
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         local = [p.to_local() if hasattr(p, "to_local") else p for p in trained]  # FSDP2 shards some
         return 0.0 * torch.stack([value.sum().float() for value in local]).sum()
 
     def _idle_encoding(self) -> Tensor:
-        """Zero, after a run of the encoder on the smallest image: while other processes run it on one of theirs."""
+        """Run the encoder on a smallest image while other processes run it on theirs, and return zero."""
         size = self.student.image_encoder.padded_size(1, 1)
         with self._autocast():
             ((_, encoding),) = self.student.encode_by_shape([torch.zeros(3, *size, device=self.student.device)])
@@ -101,7 +103,7 @@ class Objective(nn.Module):
     def _loss(
         self, samples: list[Sample], plan: StepPlan, parts: dict[str, Tensor], health: dict[str, float]
     ) -> tuple[Tensor, int]:
-        """The loss of `samples`, and how often the encoder ran for it."""
+        """Return the loss of `samples`, and how often the encoder ran for it."""
         images = [sample.image.to(self.student.device).float() for sample in samples]
         teacher = self._teacher[0]
         target = None if teacher is None else teacher.targets(images, samples)
@@ -160,7 +162,7 @@ class Objective(nn.Module):
         losses = config.losses
         loss = losses.distillation_weight * final.cosine + losses.distillation_mse * final.mse
         for layer, feature in target.features.items():
-            ours = encoding.features[layer].permute(0, 3, 1, 2)  # (B, C, Gh, Gw), perhaps less than the square
+            ours = encoding.features[layer].permute(0, 3, 1, 2)  # (B, C, Gh, Gw), may be smaller than the square
             rows, cols = ours.shape[-2:]
             theirs = feature.permute(0, 3, 1, 2)[..., :rows, :cols]
             tokens = valid[:, :: self.student.config.enlarge, :: self.student.config.enlarge]
@@ -170,7 +172,7 @@ class Objective(nn.Module):
         return loss / plan.cells
 
     def _listwise(self, encoding: Encoding, valid: Tensor, plan: StepPlan, parts: dict[str, Tensor]) -> list[Tensor]:
-        """One loss for each router that ran, if routers are told what tokens stand to gain."""
+        """Return one loss per router that ran, if listwise_weight is not 0."""
         losses = []
         for layer, benefits in encoding.benefits.items():
             apart = listwise_loss(encoding.logits[layer], benefits, valid, encoding.layout) / plan.cells
@@ -179,7 +181,7 @@ class Objective(nn.Module):
         return losses
 
     def _branch_scale(self, samples: list[Sample]) -> Tensor | None:
-        """Drop path: factors (B, layers, 2) on the updates, 0 or 1 / chance of staying, drawn for each image."""
+        """Drop path: draw factors (B, layers, 2) on the updates of each image, 0 or 1 / (probability of keeping)."""
         config, layers = self.config, self.student.config.layers
         if not config.optimizer.drop_path:
             return None
@@ -198,7 +200,16 @@ class Objective(nn.Module):
 
 
 def valid_cells(images: list[Tensor], grid: int, cell: int) -> Tensor:
-    """(B, grid, grid), 1 for cells of `cell` pixels a side more than half of which lies on the photograph (3, h, w)."""
+    """Mark the cells that lie on a photograph, by more than half in each direction.
+
+    Args:
+        images: B photographs, (3, h, w) each.
+        grid: Cells along a side of the square input.
+        cell: Side of a cell, pixels.
+
+    Returns:
+        (B, grid, grid), 1 on the photograph, else 0.
+    """
     valid = images[0].new_zeros(len(images), grid, grid)
     for i, image in enumerate(images):
         rows, cols = cells_along(image.shape[-2], cell), cells_along(image.shape[-1], cell)
@@ -207,5 +218,5 @@ def valid_cells(images: list[Tensor], grid: int, cell: int) -> Tensor:
 
 
 def cells_along(pixels: int, cell: int) -> int:
-    """Cells of `cell` pixels more than half of which lies on a side of `pixels`; at least one."""
+    """Return the number of cells of `cell` pixels of which more than half lies on a side of `pixels`; at least one."""
     return max(1, (pixels + cell // 2 - 1) // cell)

@@ -1,7 +1,7 @@
-"""What SAM's prompt encoder and mask decoder answer to prompts on several photographs.
+"""SAM's prompt encoder and mask decoder on the prompts of several photographs.
 
-The one thing to know: one call decodes all prompts with the same number of tokens, whichever photograph they are on.
-Calls for a few masks at a time would start thousands of small kernels.
+One call decodes all prompts with the same number of tokens, from all photographs. Decoding a few masks at a time would
+launch thousands of small kernels.
 
 Shapes:
     B  photographs    P  prompts of all of them    T  tokens of a prompt    G  tokens along a side
@@ -18,22 +18,22 @@ from torch import Tensor
 from sam_blvit.model.decoder import predict_masks
 from sam_blvit.model.sam import Sam
 
-Answer = tuple[Tensor, Tensor]
+DecoderOutput = tuple[Tensor, Tensor]
 """Logits (P, 4, 4G, 4G) and predicted IoU (P, 4) of every output of the decoder."""
 
 
 def predict_all(
     sam: Sam, embeddings: Tensor, counts: Sequence[int], coords: Tensor, labels: Tensor, last: Tensor | None
-) -> Answer:
-    """Decode all prompts with every output of the mask decoder.
+) -> DecoderOutput:
+    """Decode all prompts, with all four outputs of the mask decoder.
 
     Args:
         sam: The model.
         embeddings: (B, 256, G, G). The first photograph has the first `counts[0]` prompts, and so on.
-        counts: Prompts of each photograph, P in all.
-        coords: (P, T, 2), as in Prompts.
-        labels: (P, T), as in Prompts.
-        last: (P, 1, 4G, 4G), logits of earlier masks to feed back; None in the first round.
+        counts: Number of prompts of each photograph, P in total.
+        coords: (P, T, 2), as in PromptBatch.
+        labels: (P, T), as in PromptBatch.
+        last: (P, 1, 4G, 4G), logits of earlier masks to feed back. None in the first round.
     """
     with torch.autocast(embeddings.device.type, enabled=False):  # coordinates need more than bf16's eight bits
         _, dense = sam.prompt_encoder(points=None, boxes=None, masks=last)
@@ -50,9 +50,18 @@ def predict_all(
 
 
 def embed_points(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
-    """Embed `coords` (P, T, 2) with `labels` (P, T), -1 to 3 as in Prompts: (P, T, 256).
+    """Embed the tokens of prompts.
 
-    The tokens are those of the prompt encoder itself, which takes points and corners apart, and only some mixtures.
+    The result equals that of the prompt encoder, which takes points and boxes separately and supports only some
+    mixtures of them.
+
+    Args:
+        prompt_encoder: SAM's prompt encoder.
+        coords: (P, T, 2), as in PromptBatch.
+        labels: (P, T), -1 to 3, as in PromptBatch.
+
+    Returns:
+        (P, T, 256)
     """
     kinds = torch.cat([prompt_encoder.not_a_point_embed.weight, *(e.weight for e in prompt_encoder.point_embeddings)])
     places = prompt_encoder.pe_layer.forward_with_coords(coords + 0.5, prompt_encoder.input_image_size)

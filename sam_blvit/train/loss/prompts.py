@@ -1,8 +1,8 @@
-"""Prompts simulated in training: boxes and points drawn from the truth, then points where an answer was wrong.
+"""Simulated prompts for training: boxes and points drawn from the true masks, then points in errors of the output.
 
 Shapes:
-    P  masks of an image that have one kind of prompt    T  tokens of a prompt: points, corners, and one that is neither
-    h, w  pixels of a mask that the photograph covers
+    P  masks of an image with the same kind of prompt    T  tokens of a prompt: points, corners and "not a point"
+    h, w  size of the photograph in pixels of a mask
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sam_blvit.data.samples import Sample
 from sam_blvit.train.loss.sampling import Draws, Purpose, on_device, pixel_centres, uniform_pixels
-from sam_blvit.train.loss.terms import Heads, Truth
+from sam_blvit.train.loss.terms import Heads, TargetMasks
 
 NOT_A_POINT, OFF, ON, FIRST_CORNER, LAST_CORNER = -1, 0, 1, 2, 3
-"""Labels of a prompt's tokens; SAM's prompt encoder knows them by these numbers."""
+"""Labels of the tokens of a prompt, as in SAM's prompt encoder."""
 BOX_SHARE = 0.5
 BOX_NOISE = 0.1
 """Standard deviation of a box coordinate, as a share of the box's side."""
@@ -26,15 +26,15 @@ MOST_BOX_NOISE = 20 / 1024
 """Largest shift of a box coordinate, as a share of the image's longest side."""
 MOST_POINTS = 10
 SAM_CORRECTIONS = 8
-"""Rounds with a new point of SAM's own training (SAM, appendix A)."""
+"""Rounds with a new point in SAM's own training (SAM, appendix A)."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How masks are asked for at first; half of them always by a box."""
+    """How first prompts are drawn. Half of the masks always get a box."""
 
     one_point: float
-    """Share of the masks asked for by a single point; the rest of them by as many points as drawn for the image."""
+    """Share of the masks that get a single point. The others get as many points as were drawn for the image."""
     fewest_points: int
     noisy_boxes: bool
 
@@ -44,34 +44,43 @@ STYLES = {
     "sam11": Style(one_point=0.5, fewest_points=2, noisy_boxes=True),
     "evs": Style(one_point=0.0, fewest_points=1, noisy_boxes=False),
 }
-"""mixed: ours. sam11: SAM's own (SAM, appendix A). evs: EfficientViT-SAM's."""
+"""mixed: this package's default. sam11: SAM's own (SAM, appendix A). evs: EfficientViT-SAM's."""
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """One kind of prompt for some masks of an image; all have as many tokens.
+class PromptBatch:
+    """Prompts of the same kind, with the same number of tokens, for P masks of an image.
 
-    Padding tokens would shift the decoder's attention away from what it sees in prediction. SAM itself adds one token
-    that is no point to points without a box, so these have it, too.
+    There are no padding tokens: they would make the decoder's attention differ from prediction. Points without a box
+    are followed by one "not a point" token, as in SAM.
     """
 
     masks: Tensor
-    """(P,) places of the masks in their sample, on the CPU."""
+    """(P,) indices of the masks in their sample, on the CPU."""
     ann_ids: tuple[int, ...]
-    """P annotation ids of them."""
+    """P annotation ids of the masks."""
     coords: Tensor
     """(P, T, 2) x, y in pixels of the resized image."""
     labels: Tensor
-    """(P, T): -1 no point, 0 off the object, 1 on it, 2 and 3 the upper left and lower right corner of a box."""
+    """(P, T): -1 not a point, 0 outside the object, 1 on it, 2 and 3 upper left and lower right corner of a box."""
     heads: Heads
-    """Which outputs answer."""
+    """The decoder outputs that are trained."""
 
 
-def draw_prompts(sample: Sample, style: str, *, image_size: int, draws: Draws) -> list[Prompts]:
-    """The first prompt of each mask of `sample` in a `style` of STYLES: boxes, one point, several, those there are.
+def draw_prompts(sample: Sample, style: str, *, image_size: int, draws: Draws) -> list[PromptBatch]:
+    """Draw the first prompt of each mask of `sample`. All points lie on the object.
 
-    One point is answered by the best of three masks, several by the single one, and a box by both, since zero-shot AP
-    scores a box's single mask. All points lie on the object. On the device of the sample's masks.
+    A single point trains the best of the decoder's three masks, several points its single mask, and a box both, since
+    zero-shot AP scores the single mask of a box.
+
+    Args:
+        sample: A photograph with masks.
+        style: One of STYLES.
+        image_size: Longest side of the encoder's input, pixels.
+        draws: Random generators of the photograph.
+
+    Returns:
+        Up to three batches: boxes, single points and several points, on the device of the sample's masks.
     """
     shares = STYLES[style]
     generators = draws.masks(sample.ann_ids, 0, Purpose.PROMPT)
@@ -90,15 +99,24 @@ def draw_prompts(sample: Sample, style: str, *, image_size: int, draws: Draws) -
                 tokens = _corners(sample, masks, noise[masks], image_size)
             heads = (Heads.BOTH, Heads.MULTI, Heads.SINGLE)[min(count, 2)]
             ann_ids = tuple(sample.ann_ids[i] for i in masks)
-            prompts.append(Prompts(masks, ann_ids, *tokens, heads))
+            prompts.append(PromptBatch(masks, ann_ids, *tokens, heads))
     return prompts
 
 
-def add_error_points(prompts: Prompts, answer: Tensor, truth: Truth, *, image_size: int, draws: Tensor) -> Prompts:
-    """`prompts` with one more point each, uniform where `answer` (P, h, w) bool is wrong.
+def add_error_points(
+    prompts: PromptBatch, answer: Tensor, truth: TargetMasks, *, image_size: int, draws: Tensor
+) -> PromptBatch:
+    """Add a point to each prompt, drawn uniformly from the errors of the output.
 
-    `draws` (P, 1), as in `uniform_pixels`. A mask without an error gets a token that is no point, and so do all where
-    none has one: to find that out the CPU would have to wait for the answers.
+    Masks without an error get a "not a point" token instead. This is done even if no mask has an error, because
+    checking would make the CPU wait for the GPU.
+
+    Args:
+        prompts: The P prompts so far.
+        answer: (P, h, w) bool, the predicted masks.
+        truth: The true masks.
+        image_size: Longest side of the encoder's input, pixels.
+        draws: (P, 1), as in `uniform_pixels`.
     """
     target = truth.covered
     pixels, wrong = uniform_pixels(answer ^ target, draws)
@@ -110,10 +128,10 @@ def add_error_points(prompts: Prompts, answer: Tensor, truth: Truth, *, image_si
 
 
 def plan_rounds(style: str, correction_rounds: int, draws: Draws) -> list[bool]:
-    """For each round after the first, whether it adds a point; those that do not only feed the last mask back.
+    """Return for each round after the first whether it adds a point. The others only feed the last mask back.
 
-    mixed: `correction_rounds` that do and one that does not. sam11: SAM's eight that do, one among them that does not,
-    one at the end. evs: none.
+    mixed: `correction_rounds` rounds with a point, then one without. sam11: eight rounds with a point as in SAM, one
+    without at a random place among them, and one without at the end. evs: no further rounds.
     """
     if style == "evs":
         return []
@@ -124,13 +142,13 @@ def plan_rounds(style: str, correction_rounds: int, draws: Draws) -> list[bool]:
 
 
 def noisy_boxes(boxes: Tensor, noise: Tensor, *, size: tuple[int, int], image_size: int) -> Tensor:
-    """`boxes` (P, 4) moved by standard normal `noise` (P, 4), scaled and capped as SAM's, inside `size` (h, w)."""
+    """Move `boxes` (P, 4) by standard normal `noise` (P, 4), scaled and capped as in SAM, within `size` (h, w)."""
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     most = MOST_BOX_NOISE * image_size
     moved = boxes + (noise * BOX_NOISE * sides).clamp(-most, most)
     height, width = size
     corners = moved.clamp(min=0).minimum(moved.new_tensor([width, height, width, height])).view(-1, 2, 2)
-    return torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)  # five deviations turn a box inside out
+    return torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)  # noise of five deviations may swap corners
 
 
 def _corners(sample: Sample, masks: Tensor, noise: Tensor, image_size: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The mask loss of photographs: ask for their masks, compare, add a point at an error, ask again.
+"""The mask loss of photographs: predict masks from prompts, compare, add a point in an error, repeat.
 
 Shapes:
     B  photographs    n  masks of all photographs    P  masks of a photograph with one kind of prompt
@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from sam_blvit.data.samples import Sample
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.loss.predict import Answer, predict_all
-from sam_blvit.train.loss.prompts import Prompts, add_error_points, draw_prompts, plan_rounds
+from sam_blvit.train.loss.predict import DecoderOutput, predict_all
+from sam_blvit.train.loss.prompts import PromptBatch, add_error_points, draw_prompts, plan_rounds
 from sam_blvit.train.loss.sampling import Draws, Purpose, loss_places, on_device
-from sam_blvit.train.loss.terms import Comparison, Heads, MaskLoss, Truth, answer_of, compare, mask_loss
+from sam_blvit.train.loss.terms import Heads, MaskLoss, OutputScores, TargetMasks, answer_of, compare, mask_loss
 
 
 def mask_losses(
@@ -35,21 +35,21 @@ def mask_losses(
     point_sample: int = 0,
     checkpoint_rounds: bool = False,
 ) -> MaskLoss:
-    """Loss of each of the n masks of `samples`, in their order.
+    """Compute the loss of each of the n masks of `samples`, in their order.
 
     Args:
         sam: The model; its image encoder is not run.
         samples: B photographs with their masks.
         embeddings: (B, 256, G, G), of the photographs.
-        prompts: One of STYLES. Every photograph goes through as many rounds.
-        correction_rounds: Rounds that add a point, with mixed prompts; the other styles have their own number.
+        prompts: One of STYLES. Every photograph has the same number of rounds.
+        correction_rounds: Rounds that add a point, with mixed prompts. The other styles have a fixed number.
         seed: Seed of all draws, together with each sample's epoch and image id.
-        point_sample: Places of a mask that focal and dice loss look at; 0 for all.
-        checkpoint_rounds: Whether to compute the decoder's outputs again in the backward pass.
+        point_sample: Points per mask at which focal and dice loss are computed. 0: all pixels.
+        checkpoint_rounds: Whether to recompute the decoder's outputs in the backward pass.
 
     Returns:
-        The loss, mean over the rounds; `answer_iou` is the last round's. Without a mask all is empty, and the sum has
-        the gradient zero.
+        The loss, averaged over the rounds; `answer_iou` is the last round's. Without masks all fields are empty, and
+        their sum has a gradient of zero.
     """
     decoder = partial(predict_all, sam)
     if checkpoint_rounds:
@@ -75,26 +75,33 @@ def mask_losses(
 
 @dataclass
 class PromptedMasks:
-    """P masks of one photograph with the same kind of prompt, on their way through the rounds."""
+    """P masks of one photograph with the same kind of prompt, and their state in the rounds."""
 
     photograph: int
-    """Its place in the batch."""
+    """Index of the photograph in the batch."""
     places: Tensor
-    """(P,), of the masks among those of all photographs, on the CPU."""
-    prompts: Prompts
-    """What to ask next."""
-    truth: Truth
+    """(P,) indices of the masks among those of all photographs, on the CPU."""
+    prompts: PromptBatch
+    """Prompts of the next round."""
+    truth: TargetMasks
     draws: Draws
     image_size: int
     point_follows: list[bool]
-    """For each round, whether the next one has a point more."""
+    """For each round, whether the next one adds a point."""
     last: Tensor | None = None
-    """(P, 1, 4G, 4G): logits of the last answers, which the next round feeds back."""
+    """(P, 1, 4G, 4G) logits of the last answers, fed back in the next round."""
     losses: list[MaskLoss] = field(default_factory=list)
-    """Of each round so far."""
+    """Losses of the rounds so far."""
 
     def take(self, logits: Tensor, iou: Tensor, number: int, point_sample: int) -> None:
-        """Compare the decoder's `logits` (P, 4, 4G, 4G) and `iou` (P, 4) in round `number`, and prepare the next."""
+        """Compute the loss of round `number` from the decoder's outputs, and prepare the next round.
+
+        Args:
+            logits: (P, 4, 4G, 4G)
+            iou: (P, 4), predicted.
+            number: Number of the round, from 0.
+            point_sample: As in `mask_losses`.
+        """
         heads = self.prompts.heads
         logits, iou = (output[:, heads.outputs].float() for output in (logits, iou))
         compared = compare(logits, self.truth, places=self._loss_places(logits, number, point_sample))
@@ -103,10 +110,10 @@ class PromptedMasks:
         self.last = logits.detach()[answers][:, None]
         if self.point_follows[number]:
             self._add_points(compared, answers, number + 1)
-        self.prompts = replace(self.prompts, heads=Heads.SINGLE)  # a mask fed back leaves nothing ambiguous
+        self.prompts = replace(self.prompts, heads=Heads.SINGLE)  # a prompt with a mask is not ambiguous
 
     def mean_loss(self) -> MaskLoss:
-        """The mean over the rounds, with the last round's `answer_iou`."""
+        """Return the mean over the rounds, with the last round's `answer_iou`."""
         mean = _per_field(lambda *values: torch.stack(values).mean(dim=0), self.losses)
         return replace(mean, answer_iou=self.losses[-1].answer_iou)
 
@@ -124,8 +131,8 @@ class PromptedMasks:
             covered=(height / side, width / side),
         )
 
-    def _add_points(self, compared: Comparison, answers: tuple[Tensor, Tensor], number: int) -> None:
-        """A point each for round `number`, where the answers of the round before are wrong."""
+    def _add_points(self, compared: OutputScores, answers: tuple[Tensor, Tensor], number: int) -> None:
+        """Add a point to each prompt for round `number`, in the errors of the round before."""
         generators = self.draws.masks(self.prompts.ann_ids, number, Purpose.PROMPT)
         self.prompts = add_error_points(
             self.prompts,
@@ -136,13 +143,18 @@ class PromptedMasks:
         )
 
 
-def ask(decoder: Callable[..., Answer], embeddings: Tensor, group: Sequence[PromptedMasks]) -> list[Answer]:
-    """The answer to each of `group`, whose prompts have the same number of tokens, by one call of `decoder`.
+def ask(
+    decoder: Callable[..., DecoderOutput], embeddings: Tensor, group: Sequence[PromptedMasks]
+) -> list[DecoderOutput]:
+    """Decode a group of prompts with the same number of tokens in one call of `decoder`.
 
     Args:
         decoder: `predict_all` of a Sam.
         embeddings: (B, 256, G, G), of all photographs.
-        group: Prompted masks, those of a photograph next to each other, all in the same round.
+        group: Prompted masks in the same round. Those of a photograph are adjacent.
+
+    Returns:
+        The output for each element of `group`.
     """
     sizes = [len(masks.places) for masks in group]
     counts: dict[int, int] = defaultdict(int)
@@ -162,7 +174,7 @@ def ask(decoder: Callable[..., Answer], embeddings: Tensor, group: Sequence[Prom
 def _first_prompts(
     samples: Sequence[Sample], style: str, correction_rounds: int, *, device: torch.device, image_size: int, seed: int
 ) -> list[PromptedMasks]:
-    """The masks of `samples` by photograph and kind of prompt, before the first round."""
+    """Group the masks of `samples` by photograph and kind of prompt, before the first round."""
     prompted = []
     before = 0
     for photograph, sample in enumerate(samples):
@@ -172,7 +184,7 @@ def _first_prompts(
         point_follows = [*plan_rounds(style, correction_rounds, draws), False]
         sample = replace(sample, masks=on_device(sample.masks, device))
         for prompts in draw_prompts(sample, style, image_size=image_size, draws=draws):
-            truth = Truth(sample.masks[on_device(prompts.masks, device)], sample.valid)
+            truth = TargetMasks(sample.masks[on_device(prompts.masks, device)], sample.valid)
             places = before + prompts.masks
             prompted.append(PromptedMasks(photograph, places, prompts, truth, draws, image_size, point_follows))
         before += len(sample.ann_ids)

@@ -1,7 +1,6 @@
-"""Whether routers do their work: where their primary tokens lie, how sure they are, and how often they change sides.
+"""Router statistics: where primary tokens lie, how peaked the scores are, and how much the choice changes.
 
-A router that always picks the centre, spends tokens on padding, or whose scores stay uniform has learnt nothing from
-the photograph.
+A router that always picks the centre, picks padding, or has uniform scores has learnt nothing from the photograph.
 
 Shapes:
     B  images    G  token rows and columns of the square input    Gh, Gw  of the encoder's input    N  Gh * Gw
@@ -20,14 +19,19 @@ THIRDS = 3
 
 
 def router_health(encoding: Encoding, valid: Tensor) -> dict[str, float]:
-    """What is to be logged of each router that ran, by name: `router_4/entropy` is of the one after layer 4.
+    """Compute values to log for each router that ran.
 
-    `valid` (B, G, G): 1 where a token lies on the photograph.
-    - `region_<row>_<column>`: share of the primary tokens in each ninth of the photograph, counted from the top left;
-    - `padding`: share of the primary tokens outside of it, so that these ten sum to 1;
-    - `entropy`: of the softmax over a window, relative to uniform scores (1: the router prefers nothing);
-    - `change`: share of the photograph's tokens that are on another side than after the router before.
-    Nothing at keep ratios 0 and 1, where no router runs.
+    Args:
+        encoding: Output of the encoder.
+        valid: (B, G, G), 1 where a token lies on the photograph.
+
+    Returns:
+        Values by name. `router_4/entropy` belongs to the router after layer 4. Empty at keep ratios 0 and 1, where no
+        router runs.
+        - `region_<row>_<column>`: share of the primary tokens in each ninth of the photograph, from the top left.
+        - `padding`: share of the primary tokens outside the photograph. These ten shares sum to 1.
+        - `entropy`: of the softmax over a window, relative to uniform scores (1: no preference).
+        - `change`: share of the photograph's tokens that became or ceased to be primary since the previous router.
     """
     height, width = encoding.layout.grid
     valid = valid[:, :height, :width].bool()
@@ -48,9 +52,11 @@ def router_health(encoding: Encoding, valid: Tensor) -> dict[str, float]:
 
 
 def relative_entropy(logits: Tensor, layout: WindowLayout) -> Tensor:
-    """Mean over windows of the entropy of a window's softmax, 1 where all tokens score alike; `logits` (B, N).
+    """Return the entropy of the softmax over a window, averaged over windows; 1 if all tokens have equal scores.
 
-    Windows of a single token, which have nothing to choose from, are left out.
+    Args:
+        logits: (B, N) scores of tokens.
+        layout: The windows. Windows with a single token are skipped.
     """
     sizes = logits.new_full((layout.num_windows,), layout.slots)
     if layout.padded:
@@ -61,8 +67,8 @@ def relative_entropy(logits: Tensor, layout: WindowLayout) -> Tensor:
 
 
 def _regions(valid: Tensor) -> Tensor:
-    """(B, Gh, Gw): the ninth of the photograph that each token is in, row by row; 9 outside of it."""
-    row, column = valid.cumsum(1) - 1, valid.cumsum(2) - 1  # within the photograph, which starts at the top left
+    """Return (B, Gh, Gw), the ninth of the photograph that each token lies in, row by row; 9 outside the photograph."""
+    row, column = valid.cumsum(1) - 1, valid.cumsum(2) - 1  # relative to the photograph, which starts at the top left
     height, width = valid.any(2).sum(1)[:, None, None], valid.any(1).sum(1)[:, None, None]
     ninth = row * THIRDS // height * THIRDS + column * THIRDS // width
     return torch.where(valid, ninth, THIRDS**2)

@@ -1,11 +1,11 @@
-"""Random draws that any number of processes repeats, and places drawn with them.
+"""Random draws that do not depend on the number of processes, and points sampled with them.
 
-Every draw has its own generator, seeded by what it is for: no state is carried from one to the next, so neither the
-order of images, nor what shares a batch, nor a run resumed half way changes any of them.
+Every draw has its own generator, seeded by its purpose. No state is carried from one draw to the next, so the order of
+images, the composition of batches, and resuming a run do not change any of them.
 
 Shapes:
-    P  masks of a photograph    Q  pixels drawn in each    A  side of the regions, pixels
-    H  outputs for a mask    S  side of the decoder's logits, pixels    L  side of a mask, pixels    N, M  places
+    P  masks of a photograph    Q  pixels drawn in each    h, w  size of the regions, pixels
+    H  outputs for a mask    S  side of the decoder's logits, pixels    L  side of a mask, pixels    N  points
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 OVERSAMPLING = 3
-"""Candidates for each place of the loss (PointRend, section 3.2)."""
+"""Candidates per sampled point (PointRend, section 3.2)."""
 IMPORTANCE_SHARE = 0.75
-"""Share of the places that are the least sure candidates; the others are uniform."""
+"""Share of the points that are the most uncertain candidates. The others are uniform."""
 
 
 class Purpose(IntEnum):
-    """What a draw is for, so that two draws of one image or mask have nothing in common."""
+    """Purpose of a draw. Draws of one image or mask for different purposes are independent."""
 
     PROMPT = 0
     PLAN = 1
@@ -35,36 +35,40 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class Draws:
-    """Generators for one photograph in one epoch."""
+    """Random generators for one photograph in one epoch."""
 
     seed: int
     epoch: int
     image_id: int
 
     def image(self, round_number: int, purpose: Purpose) -> np.random.Generator:
-        """The generator of what all masks of the photograph share."""
+        """Return the generator of draws that all masks of the photograph share."""
         return self._generator(round_number, purpose)
 
     def masks(self, ann_ids: Sequence[int], round_number: int, purpose: Purpose) -> list[np.random.Generator]:
-        """The generator of each mask, whatever masks are drawn beside it."""
+        """Return a generator per mask. It does not depend on which other masks were drawn."""
         return [self._generator(ann_id, round_number, purpose) for ann_id in ann_ids]
 
     def _generator(self, *words: int) -> np.random.Generator:
-        # as a spawn key: [a, b] and [a, b, 0] would be one seed, and the data draw from (seed, epoch, image id) alone
+        # a spawn key, because [a, b] and [a, b, 0] are the same seed, and the data use (seed, epoch, image id)
         return np.random.default_rng(np.random.SeedSequence([self.seed, self.epoch, self.image_id], spawn_key=words))
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values` of the CPU on `device`; a GPU need not first catch up with all it was told, as for a plain copy."""
+    """Copy `values` from the CPU to `device`. On a GPU the copy does not wait for the work queued before it."""
     return values.to(device, non_blocking=device.type == "cuda")
 
 
 def uniform_pixels(regions: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """The floor(u * count)-th pixel of each region, for uniform `draws` u (P, Q) float64 on the CPU.
+    """Draw Q pixels uniformly from each region: the floor(u * count)-th pixel for each uniform draw u.
 
-    `regions` (P, h, w) bool, on any device, which is asked for no value. Returns column and row of the pixels
-    (P, Q, 2), and which regions have a pixel at all (P,); both on the regions' device. An empty region's pixel means
-    nothing.
+    Args:
+        regions: (P, h, w) bool, on any device. The CPU does not wait for their values.
+        draws: (P, Q) float64 in [0, 1), on the CPU.
+
+    Returns:
+        Column and row of the pixels (P, Q, 2), and whether each region has a pixel at all (P,), both on the device of
+        `regions`. Pixels of an empty region are meaningless.
     """
     counts = regions.sum(dim=-1, dtype=torch.int32)  # (P, h)
     upto = counts.cumsum(dim=-1)
@@ -78,9 +82,9 @@ def uniform_pixels(regions: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pixel_centres(pixels: Tensor, side: int, image_size: int) -> Tensor:
-    """Centres of `pixels` (..., 2) of a square of `side` pixels, in pixels of the resized image.
+    """Return the centres of `pixels` (..., 2) of a square of `side` pixels, in pixels of the resized image.
 
-    SAM's prompt encoder adds the image's half pixel itself.
+    Half a pixel of the image is subtracted, since SAM's prompt encoder adds it.
     """
     return (pixels + 0.5) * (image_size / side) - 0.5
 
@@ -88,15 +92,23 @@ def pixel_centres(pixels: Tensor, side: int, image_size: int) -> Tensor:
 def loss_places(
     logits: Tensor, *, draws: Draws, ann_ids: Sequence[int], round_number: int, count: int, covered: tuple[float, float]
 ) -> Tensor:
-    """Places to compare each mask at, mostly where its answer is unsure, in PointRend's manner.
+    """Sample the points at which each mask is compared, mostly where the output is uncertain, as in PointRend.
 
-    `logits` (P, H, S, S) of all outputs that may answer: where the least sure of them is unsure is of interest, so they
-    compete at the same places. `covered`: height and width of the photograph, as shares of the padded square.
-    Returns x, y (P, count, 2), as shares of the square.
+    Args:
+        logits: (P, H, S, S) of all outputs that are trained. All are compared at the same points, chosen by the least
+            certain output at each candidate.
+        draws: Random generators of the photograph.
+        ann_ids: P annotation ids.
+        round_number: Number of the round, from 0.
+        count: Points per mask.
+        covered: Height and width of the photograph, as shares of the padded square.
+
+    Returns:
+        (P, count, 2) x, y as shares of the square.
     """
     unsure = round(IMPORTANCE_SHARE * count)
     wanted = OVERSAMPLING * count + count - unsure
-    # one set for the photograph, shifted around it by each mask's own draw: uniform for each, at a 64th of the cost
+    # one set per photograph, shifted cyclically by a draw per mask: uniform for each, at a 64th of the cost
     common = torch.from_numpy(draws.image(round_number, Purpose.LOSS).random((wanted, 2), dtype=np.float32))
     shifts = np.stack([rng.random(2, dtype=np.float32) for rng in draws.masks(ann_ids, round_number, Purpose.LOSS)])
     device = logits.device
@@ -110,19 +122,19 @@ def loss_places(
 
 
 def at_places(logits: Tensor, places: Tensor) -> Tensor:
-    """`logits` (P, H, S, S) at `places` (P, N, 2): (P, H, 1, N), what bilinear upsampling has at pixels there."""
+    """Interpolate `logits` (P, H, S, S) bilinearly at `places` (P, N, 2): (P, H, 1, N)."""
     return F.grid_sample(logits, 2 * places[:, None] - 1, padding_mode="border", align_corners=False)
 
 
 def mask_at_places(masks: Tensor, places: Tensor) -> Tensor:
-    """Bool `masks` (P, L, L), interpolated bilinearly at `places` (P, N, 2): (P, 1, 1, N), 0 to 1.
+    """Interpolate bool `masks` (P, L, L) bilinearly at `places` (P, N, 2): (P, 1, 1, N), 0 to 1.
 
-    The same as `at_places`, without a copy of the masks in floating point.
+    Equal to `at_places`, without a floating-point copy of the masks.
     """
     side = masks.shape[-1]
     corner = places * side - 0.5
     low = corner.floor()
-    share = corner - low  # (P, N, 2), of the right and lower pixel
+    share = corner - low  # (P, N, 2), weights of the right and lower pixel
     value = places.new_zeros(places.shape[:2])
     for right in (0, 1):
         for lower in (0, 1):

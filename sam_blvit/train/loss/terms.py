@@ -1,9 +1,9 @@
-"""SAM's mask loss and the distillation loss (paper, section 3.3), in fp32 whatever autocast does.
+"""SAM's mask loss and the distillation loss (paper, section 3.3), computed in fp32 even under autocast.
 
 Shapes:
-    P  prompted masks of an image    H  outputs of the decoder that may answer: 1, 3 or all 4
-    S  side of the decoder's logits, pixels    L  side of a mask, pixels    h, w  of them: what the photograph covers
-    N  places of each mask    B  images    C  channels    G  tokens along a side
+    P  prompted masks of an image    H  trained outputs of the decoder: 1, 3 or all 4
+    S  side of the decoder's logits, pixels    L  side of a mask, pixels    h, w  size of the photograph in these pixels
+    N  points per mask    B  images    C  channels    G  tokens along a side
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from sam_blvit.train.loss.sampling import at_places, mask_at_places
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2
-"""Even, so that it does not matter on which side an answer is wrong."""
+"""Must be even: `focal_and_dice` does not take the absolute value of the error."""
 FOCAL_WEIGHT = 20.0
 EPS = 1e-6
 LOW_QUANTILE = 0.05
 
 
 class Heads(Enum):
-    """Which of the decoder's four outputs answer a prompt, in teams: of a team the best output counts, and teams share
-    the loss evenly. The first team's output of highest predicted IoU is the answer."""
+    """Which of the decoder's four outputs are trained on a prompt, in groups called teams.
+
+    The mask loss of a team is that of its best output, and the loss is the mean over teams. The answer to the prompt is
+    the output of the first team with the highest predicted IoU.
+    """
 
     SINGLE = (range(0, 1),)
     MULTI = (range(1, 4),)
@@ -38,39 +41,39 @@ class Heads(Enum):
 
     @property
     def outputs(self) -> slice:
-        """All of them, among the decoder's."""
+        """The trained outputs, as a slice of the decoder's four."""
         return slice(self.value[0].start, self.value[-1].stop)
 
     @property
     def teams(self) -> list[slice]:
-        """Each team, among `outputs`."""
+        """Each team, as a slice of `outputs`."""
         first = self.value[0].start
         return [slice(team.start - first, team.stop - first) for team in self.value]
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What P masks should be."""
+class TargetMasks:
+    """True masks of P prompts."""
 
     masks: Tensor
-    """(P, L, L) bool, in the padded square."""
+    """(P, L, L) bool, on the padded square."""
     valid: tuple[int, int]
-    """Height and width, in pixels of `masks`, that the photograph covers."""
+    """Height and width of the photograph, in pixels of `masks`."""
 
     @property
     def covered(self) -> Tensor:
         """(P, h, w): the part of `masks` on the photograph."""
         return self.masks[:, : self.valid[0], : self.valid[1]]
 
-    def at(self, side: int) -> Truth:
-        """The same with `side` pixels along a mask, each the truth at its centre."""
+    def at(self, side: int) -> TargetMasks:
+        """Resize to masks of `side` pixels, by their value at the centre of each pixel."""
         small = F.interpolate(self.masks[:, None].view(torch.uint8), (side, side), mode="nearest-exact")[:, 0]
         height, width = (max(1, round(length * side / self.masks.shape[-1])) for length in self.valid)
-        return Truth(small.view(torch.bool), (height, width))
+        return TargetMasks(small.view(torch.bool), (height, width))
 
 
-class Comparison(NamedTuple):
-    """How each output compares with the truth."""
+class OutputScores(NamedTuple):
+    """Each output compared with the true mask."""
 
     focal: Tensor
     """(P, H)."""
@@ -79,14 +82,14 @@ class Comparison(NamedTuple):
     iou: Tensor
     """(P, H), without gradient."""
     masks: Tensor
-    """(P, H, h, w) bool: the outputs, thresholded, on the photograph."""
-    areas: Truth
-    """What `masks` should be, at their resolution."""
+    """(P, H, h, w) bool, the thresholded outputs on the photograph."""
+    areas: TargetMasks
+    """The true masks at the resolution of `masks`."""
 
 
 @dataclass(frozen=True)
 class MaskLoss:
-    """Loss of each mask and its parts, (P,)."""
+    """Loss of each mask and its terms, (P,)."""
 
     total: Tensor
     focal: Tensor
@@ -98,26 +101,33 @@ class MaskLoss:
 
 @dataclass(frozen=True)
 class Distillation:
-    """How far a student's tokens are from a teacher's: sums, to be divided over all processes, and figures to log."""
+    """Distance of a student's tokens from a teacher's: sums to be divided by counts over all processes, and values to
+    log."""
 
     cosine: Tensor
     """Sum over valid tokens of 1 - cosine, each 0 to 2."""
     mse: Tensor
     """Sum over valid tokens of the mean squared difference of their channels."""
     tokens: Tensor
-    """How many valid tokens there are."""
+    """Number of valid tokens."""
     mean_cosine: Tensor
     low_cosine: Tensor
     """5th percentile of the cosine."""
     norm_ratio: Tensor
-    """Mean of the student's norm over the teacher's."""
+    """Mean ratio of the student's norm to the teacher's."""
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Distillation:
-    """Compare embeddings `student` and `teacher` (B, C, G, G) token by token where `valid` (B, G, G) is not 0.
+    """Compare the embeddings of student and teacher token by token.
 
-    The paper writes the cosine itself, which minimised would drive features apart; its text says closer. Each token
-    counts the same: over flattened embeddings those of large norm would decide.
+    The paper's formula is the cosine itself, but minimising that would drive features apart, and its text describes the
+    opposite: this is 1 - cosine. All tokens have equal weight; a cosine of flattened embeddings would be dominated by
+    tokens of large norm.
+
+    Args:
+        student: (B, C, G, G)
+        teacher: (B, C, G, G), without gradient.
+        valid: (B, G, G), not 0 for tokens that count.
     """
     with torch.autocast(student.device.type, enabled=False):
         inside = valid.bool()
@@ -136,18 +146,23 @@ def distillation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Distil
     )
 
 
-def compare(logits: Tensor, truth: Truth, *, places: Tensor | None = None) -> Comparison:
-    """Compare outputs `logits` (P, H, S, S) with `truth`: everywhere, or focal and dice loss at `places` (P, N, 2).
+def compare(logits: Tensor, truth: TargetMasks, *, places: Tensor | None = None) -> OutputScores:
+    """Compare outputs with the true masks, at all pixels or at sampled points.
 
-    Everywhere is at the truth's side, to which logits are upsampled. With places nothing is upsampled, and `truth` of
-    side L is reduced to S for the IoU: places lie where answers are unsure, and an IoU of these would be far too low.
-    What is cheap to compute and large is computed again in the backward pass: only `logits` are kept for it.
+    Without `places`, logits are upsampled to side L. With `places`, focal and dice loss are computed at these points,
+    nothing is upsampled, and the IoU is computed at side S: points lie where outputs are uncertain, and an IoU over
+    them would be far too low. Large intermediate results are recomputed in the backward pass; only `logits` are kept.
+
+    Args:
+        logits: (P, H, S, S)
+        truth: The true masks.
+        places: (P, N, 2) x, y as shares of the square.
     """
     with torch.autocast(logits.device.type, enabled=False):
         return checkpoint(_compare, logits.float(), truth, places, use_reentrant=False, preserve_rng_state=False)
 
 
-def _compare(logits: Tensor, truth: Truth, places: Tensor | None) -> Comparison:
+def _compare(logits: Tensor, truth: TargetMasks, places: Tensor | None) -> OutputScores:
     if places is None:
         areas, side = truth, truth.masks.shape[-1]
         wide = F.interpolate(logits, (side, side), mode="bilinear")[..., : truth.valid[0], : truth.valid[1]]
@@ -156,15 +171,20 @@ def _compare(logits: Tensor, truth: Truth, places: Tensor | None) -> Comparison:
         areas = truth.at(logits.shape[-1])
         losses = focal_and_dice(at_places(logits, places), mask_at_places(truth.masks, places))
         masks = logits[..., : areas.valid[0], : areas.valid[1]] > 0
-    return Comparison(*losses, mask_iou(masks, areas.covered[:, None]), masks, areas)
+    return OutputScores(*losses, mask_iou(masks, areas.covered[:, None]), masks, areas)
 
 
-def mask_loss(compared: Comparison, predicted_iou: Tensor, heads: Heads) -> MaskLoss:
-    """20 focal + dice + squared error of the predicted IoU, for the outputs that answer.
+def mask_loss(compared: OutputScores, predicted_iou: Tensor, heads: Heads) -> MaskLoss:
+    """20 focal + dice + squared error of the predicted IoU.
 
-    `predicted_iou` (P, H). The outputs of a team compete by 20 focal + dice, and only the winner's mask is trained
-    (SAM, appendix A). The IoU of all three is: SAM trains the winner's alone, but then an output that seldom wins may
-    predict what it likes, and whoever keeps the mask of highest predicted IoU gets that one's (SAM 2 trains all, too).
+    The outputs of a team compete by 20 focal + dice, and only the winner's mask is trained (SAM, appendix A). The
+    predicted IoU of all outputs is trained, as in SAM 2. SAM trains only the winner's. An output that seldom wins could
+    then predict arbitrary values, and would be chosen wherever the mask of highest predicted IoU is.
+
+    Args:
+        compared: The outputs compared with the true masks.
+        predicted_iou: (P, H)
+        heads: Which outputs are trained.
     """
     error = (predicted_iou.float() - compared.iou) ** 2
     mask_term = FOCAL_WEIGHT * compared.focal + compared.dice
@@ -182,17 +202,21 @@ def mask_loss(compared: Comparison, predicted_iou: Tensor, heads: Heads) -> Mask
 
 
 def answer_of(predicted_iou: Tensor, heads: Heads) -> Tensor:
-    """Which of H outputs is each prompt's answer (P,): in the first team that of highest `predicted_iou` (P, H)."""
+    """Return the index of each answer (P,): the output of the first team with the highest `predicted_iou` (P, H)."""
     return predicted_iou[:, heads.teams[0]].argmax(dim=1)
 
 
 def listwise_loss(logits: Tensor, benefits: Tensor, valid: Tensor, layout: WindowLayout) -> Tensor:
-    """How far a router's scores are from the shares that tokens have in what a window stands to gain: their
-    Kullback-Leibler divergence (ListNet's top-one loss, Cao et al. 2007, less a constant), summed over the photograph's
-    tokens, each counting for its window.
+    """Kullback-Leibler divergence between a router's scores and the benefits of tokens, within each window.
 
-    `logits` and `benefits` (B, N) window-major; a share is that of the squared benefit.
-    `valid` (B, G, G): 1 where a token lies on the photograph.
+    The target of a token is its share of the squared benefits of its window. The loss is ListNet's top-one loss (Cao et
+    al. 2007) minus a constant. Windows are weighted by their number of tokens on the photograph, and summed.
+
+    Args:
+        logits: (B, N) of the router, window-major.
+        benefits: (B, N), how much each token gains from the performance block.
+        valid: (B, G, G), 1 where a token lies on the photograph.
+        layout: The windows.
     """
     height, width = layout.grid
     shown = layout.in_slots(layout.by_window(valid[:, :height, :width, None])[..., 0], empty=0).sum(-1)  # (B, M)
@@ -204,9 +228,14 @@ def listwise_loss(logits: Tensor, benefits: Tensor, valid: Tensor, layout: Windo
 
 
 def focal_and_dice(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal loss (alpha .25, gamma 2), mean over pixels, and 1 - Dice, each (P, H).
+    """Compute focal loss (alpha 0.25, gamma 2; mean over pixels) and 1 - Dice together: they share the largest tensors.
 
-    `logits` (P, H, h, w); `target` (P, 1, h, w), 0 to 1. Both in one, since they share the largest tensors.
+    Args:
+        logits: (P, H, h, w)
+        target: (P, 1, h, w), 0 to 1.
+
+    Returns:
+        Focal loss and dice loss, (P, H) each.
     """
     probability = logits.sigmoid()
     wanted = target.expand_as(logits)  # no copy
@@ -220,7 +249,7 @@ def focal_and_dice(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def mask_iou(masks: Tensor, target: Tensor) -> Tensor:
-    """IoU of bool `masks` (P, H, h, w) with bool `target` (P, 1, h, w): (P, H)."""
+    """Compute the IoU (P, H) of bool `masks` (P, H, h, w) with bool `target` (P, 1, h, w)."""
     overlap, ours, theirs = (x.sum(dim=(-2, -1), dtype=torch.int32) for x in (masks & target, masks, target))
     union = ours + theirs - overlap
     return overlap / union.clamp(min=1)

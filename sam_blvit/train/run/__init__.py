@@ -1,1 +1,1 @@
-"""What a run keeps and reports."""
+"""Checkpoints, logs and other records of a run."""

@@ -1,4 +1,4 @@
-"""What goes wrong in a run without ending it: counted, said, and the end of it where there is too much."""
+"""Recoverable failures: counts and reports them, and stops the run when there are too many."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ BAD_STEPS_FILE = "bad_steps.jsonl"
 
 
 class TooMany(ValueError):
-    """More went wrong than a run may have; the message is one line."""
+    """A run had too many recoverable failures."""
 
 
 def count_damaged(batches: Sequence[Batch], progress: Progress, *, total: int, processes: Processes) -> None:
-    """Take the photographs of `batches` that could not be used into `progress`, of all processes.
+    """Record the damaged photographs of `batches` of all processes in `progress`.
 
-    TooMany where they are more than one, and more than 1 in 1,000 of `total`.
+    Raises:
+        TooMany: If there are more than one, and more than 1 in 1,000 of `total`.
     """
     mine = {str(item.image_id): item.reason for batch in batches for item in batch if isinstance(item, Damaged)}
     for theirs in processes.gathered(mine):
@@ -34,16 +35,17 @@ def count_damaged(batches: Sequence[Batch], progress: Progress, *, total: int, p
     if len(progress.damaged) > max(1, MAX_BAD_SHARE * total):
         raise TooMany(
             f"{len(progress.damaged)} of {total} photographs cannot be used, more than {MAX_BAD_SHARE:.1%}; the last: "
-            f"{list(progress.damaged.values())[-1]}; mend them and start again, or start anew without them (exclude)"
+            f"{list(progress.damaged.values())[-1]}; fix them and resume, or start a new run without them (exclude)"
         )
 
 
 def count_bad_step(
     batches: Sequence[Batch], norm: float, progress: Progress, *, config: FinetuneConfig, processes: Processes
 ) -> None:
-    """Take a step that was skipped into `progress`, and write its photographs beside the log.
+    """Record a skipped step in `progress`, and append its photographs to bad_steps.jsonl.
 
-    TooMany where `config.optimizer.max_bad_steps` is reached.
+    Raises:
+        TooMany: If `config.optimizer.max_bad_steps` is reached.
     """
     ids = [item.image_id for batch in batches for item in batch if isinstance(item, Sample)]
     images = [image_id for theirs in processes.gathered(ids) for image_id in theirs]
@@ -54,6 +56,6 @@ def count_bad_step(
         warnings.warn(f"step {progress.step} skipped: its gradient's norm is {norm}", stacklevel=2)
     if progress.bad_steps >= config.optimizer.max_bad_steps:
         raise TooMany(
-            f"{progress.bad_steps} steps had a gradient that is no number; {path} names their images; start anew from "
-            "an earlier model with a lower --lr or --precision fp32, or go on with a higher --max-bad-steps"
+            f"{progress.bad_steps} steps had a gradient that was not finite; {path} lists their images; start a new "
+            "run from an earlier model with a lower --lr or --precision fp32, or resume with a higher --max-bad-steps"
         )

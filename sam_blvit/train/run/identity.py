@@ -1,4 +1,5 @@
-"""What makes a run this run, and where it came from: kept in its checkpoints and compared before it goes on."""
+"""Identity and origin of a run, stored in its checkpoints: everything that must match before a run can be resumed,
+and where it was computed."""
 
 from __future__ import annotations
 
@@ -22,12 +23,12 @@ MAY_CHANGE = (
     "tensorboard", "validate_every", "val_manifest", "val_annotations", "val_images", "val_limit", "max_bad_steps",
     "preflight", "dry_run_data",
 )  # fmt: skip
-"""Settings that a run may go on under when they are others: where things lie (files count by their hash), how the work
-is divided, what is said."""
+"""Settings that may change when a run is resumed: paths (files are compared by their hash), the division of work, and
+logging."""
 
 
 def run_identity(config: FinetuneConfig, source: Source) -> dict[str, Any]:
-    """What must not change between the parts of one run: plain JSON values by name."""
+    """Return everything that must match before a run can be resumed: plain JSON values by name."""
     settings = {name: value for name, value in settings_of(config).items() if name not in MAY_CHANGE}
     student, teacher = config.student, config.teacher
     files = {
@@ -45,7 +46,7 @@ def run_identity(config: FinetuneConfig, source: Source) -> dict[str, Any]:
 
 
 def run_origin(config: FinetuneConfig, processes: Processes) -> dict[str, Any]:
-    """Where this part of a run was computed, and on which list of photographs: plain JSON values by name."""
+    """Return where this part of a run is computed, and its list of photographs: plain JSON values by name."""
     return {
         "manifest_sha256": None if config.data.manifest is None else file_sha256(config.data.manifest),
         "processes": processes.count,

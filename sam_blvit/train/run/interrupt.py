@@ -1,4 +1,4 @@
-"""A scheduler asks a run to leave: it saves and ends with a code that says "start me again"."""
+"""Signals of a scheduler: the run saves, and exits with a code that asks to be started again."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import signal
 from types import FrameType, TracebackType
 
 REQUEUE = 75
-"""Exit code of a run that was asked to stop, saved and wants to go on: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a run that was asked to stop, has saved, and should be started again: EX_TEMPFAIL of sysexits.h."""
 ASKED_BY = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupt:
-    """While the context lasts SIGTERM and SIGUSR1 are remembered instead of ending the process."""
+    """Context in which SIGTERM and SIGUSR1 are recorded instead of ending the process."""
 
     def __init__(self) -> None:
         self.received: str | None = None
-        """Name of the first signal that came."""
+        """Name of the first signal received."""
 
     def __enter__(self) -> Interrupt:
         self._before = {number: signal.signal(number, self._remember) for number in ASKED_BY}

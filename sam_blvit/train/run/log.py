@@ -1,4 +1,4 @@
-"""What a run says while it goes: JSON lines always, TensorBoard where it is asked for."""
+"""The log of a run: JSON lines, and optionally TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DIGITS = 6
 
 
 class Log:
-    """The log of a run; only its first process has one that writes."""
+    """The log of a run. Only the first process writes."""
 
     def __init__(self, output: Path, *, writes: bool, tensorboard: bool, step: int) -> None:
-        """`step`: where the run goes on. What TensorBoard holds of later ones is superseded; log.jsonl keeps it."""
+        """`step`: the step to resume from. Later entries are hidden in TensorBoard but stay in log.jsonl."""
         self._path = output / LOG_FILE if writes else None
         self._board = _board(output, step) if writes and tensorboard else None
 
@@ -31,18 +31,18 @@ class Log:
                     self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Flush and close."""
         if self._board is not None:
             self._board.close()
 
 
 def append_json(path: Path, row: dict[str, Any]) -> None:
-    """Add `row` to a file of JSON lines; numbers that are none are written as text."""
+    """Append `row` to a file of JSON lines. NaN and infinity are written as text."""
     line = json.dumps({name: _plain(value) for name, value in row.items()}, allow_nan=False) + "\n"
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":  # what a kill cut short stays a line of its own
+            if file.read() != b"\n":  # leave a line that was cut short by a kill on its own
                 line = "\n" + line
         file.write(line.encode())
 

@@ -1,4 +1,4 @@
-"""Pictures of a step: what was asked for, what the student answers, and which tokens its routers chose."""
+"""Pictures of a step: true masks, the student's masks, and the primary tokens of its routers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,17 @@ SIDE = 400
 def draw_step(
     sam: Sam, samples: Sequence[Sample], path: Path, *, most: int = 4, keep_ratio: float | None = None
 ) -> None:
-    """Write a PNG with a row for each of the first `most` of `samples`; nothing where there are none.
+    """Write a PNG with a row for each sample. Does nothing without samples. The state of `sam` is restored.
 
-    In a row: the photograph with its first true masks, at most 3, and their boxes; the masks that `sam` answers to
-    these boxes (of three the one of highest predicted IoU); and for each router the tokens it chose, at `keep_ratio`
-    (None: the model's own; at 0 and 1 no router runs). A sample without masks has no answer. `sam` is left as it was.
+    A row has the photograph with up to 3 true masks and their boxes; the masks that `sam` predicts from these boxes (of
+    three, the one of highest predicted IoU), if the sample has masks; and the primary tokens of each router.
+
+    Args:
+        sam: The model.
+        samples: Photographs with masks.
+        path: The PNG to write.
+        most: Largest number of samples to draw.
+        keep_ratio: None for the model's own. At 0 and 1 no router runs.
     """
     if not samples:
         return
@@ -57,7 +63,7 @@ def _panels(sam: Sam, sample: Sample) -> list[np.ndarray]:
 
 
 def _answer(sam: Sam, embedding: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """Masks (n, h, w) for `boxes` (n, 4) on an image of `size` (h, w), and the mean IoU that is predicted of them."""
+    """Predict masks (n, h, w) and their mean predicted IoU from `boxes` (n, 4) on an image of `size` (h, w)."""
     logits, predicted = decode(sam, embedding, boxes=boxes, multimask_output=True)
     best = predicted.argmax(dim=1)
     each = torch.arange(len(boxes), device=best.device)
@@ -66,7 +72,7 @@ def _answer(sam: Sam, embedding: Tensor, boxes: Tensor, size: tuple[int, int]) -
 
 
 def _fitted(masks: np.ndarray, photograph: np.ndarray) -> np.ndarray:
-    """`masks` (n, h, w) at the size of `photograph` (H, W, 3)."""
+    """Resize `masks` (n, h, w) to the size of `photograph` (H, W, 3)."""
     size = (photograph.shape[1], photograph.shape[0])
     fitted = [cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT) > 0 for mask in masks]
     return np.array(fitted).reshape(-1, *photograph.shape[:2])

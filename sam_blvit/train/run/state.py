@@ -1,7 +1,7 @@
-"""What a run needs to go on: checkpoints that are there as a whole or not at all, the newest two and the best.
+"""Checkpoints to resume a run from: written atomically; the newest two and the best are kept.
 
-PyTorch's distributed checkpoint writes them, so they load with any number of processes. Nothing random is in them:
-every draw follows from the seed and what was seen, so there is no generator whose state could be lost.
+They are written by PyTorch's distributed checkpoint and load with any number of processes. They contain no states of
+random generators, because every draw depends only on the seed and the position in the run.
 """
 
 from __future__ import annotations
@@ -32,52 +32,52 @@ from sam_blvit.train.optim import MovingAverage
 DIRECTORY = "checkpoints"
 PREFIX = "step_"
 UNFINISHED, DAMAGED = ".unfinished_", ".damaged_"
-"""Before the names of what is not to be found."""
+"""Prefixes of directories that are not checkpoints."""
 PROGRESS = "run.json"
 KEPT = 2
 
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """Progress of a run."""
 
     identity: dict[str, Any]
-    """The settings that make it this run."""
+    """Everything that must match to resume the run."""
     origin: dict[str, Any]
-    """Where its last part was computed."""
+    """Where the last part of the run was computed."""
     step: int = 0
     samples: int = 0
-    """Photographs that were taken in, damaged ones too: the place in the order."""
+    """Number of photographs processed, including damaged ones: the position in the order of the data."""
     bad_steps: int = 0
-    """Steps skipped for a gradient that is no number."""
+    """Steps that were skipped because their gradient was not finite."""
     damaged: dict[str, str] = field(default_factory=dict)
-    """Photographs that could not be used, by id, and why."""
+    """Reasons why photographs could not be used, by id."""
     best_score: float | None = None
     best_step: int | None = None
     warmup_samples: int = 0
-    """Samples of the warm-up, by the images a step that the run began with."""
+    """Length of the warm-up in samples, fixed by the images per step at the start of the run."""
 
 
 @dataclass(frozen=True)
 class State:
-    """The tensors of a run, as they are now."""
+    """The current tensors of a run."""
 
     student: Sam
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None
 
     def tensors(self) -> dict[str, Any]:
-        """All of them by name, for PyTorch's distributed checkpoint."""
+        """Return all tensors by name, for PyTorch's distributed checkpoint."""
         untouched = not self.optimizer.state
         model, optimizer = get_state_dict(self.student, self.optimizer)
-        if untouched:  # PyTorch has made a step of nothing, to have moments to name: it must not count
+        if untouched:  # PyTorch has made an empty step to create the moments; do not count it
             for moments in self.optimizer.state.values():
                 moments["step"].zero_()
         average: dict[str, Tensor] = {} if self.average is None else self.average.values
         return {"model": model, "optimizer": optimizer, "average": average}
 
     def load(self, directory: Path) -> None:
-        """Take over the tensors in `directory`."""
+        """Load the tensors in `directory`."""
         tensors = self.tensors()
         with _alone_is_fine():
             checkpoint.load(tensors, checkpoint_id=directory)
@@ -89,7 +89,7 @@ class State:
         )
 
     def first_not_finite(self) -> str | None:
-        """The name of a tensor of this process that holds NaN or infinity; None if there is none."""
+        """Return the name of a tensor of this process with NaN or infinity, or None."""
         average = {} if self.average is None else self.average.values
         tensors = {**self.student.state_dict(), **{f"average of {name}": value for name, value in average.items()}}
         for name, parameter in self.student.named_parameters():
@@ -100,7 +100,7 @@ class State:
 
 
 class OtherRun(ValueError):
-    """A checkpoint of a run with other settings; the message is one line."""
+    """A checkpoint belongs to a run with other settings."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,13 @@ class Checkpoints:
     processes: Processes
 
     def save(self, state: State, progress: Progress) -> None:
-        """Write everything under another name, then give it its own; remove what is not to be kept.
+        """Write a checkpoint under a temporary name, rename it, and remove old checkpoints.
 
-        ValueError, one line, where the disk does not take it; older checkpoints stay.
+        Raises:
+            ValueError: If it cannot be written. Older checkpoints are kept.
         """
         final = self._directory / f"{PREFIX}{progress.step:08d}"
-        if self.processes.gathered(final.is_dir())[0]:  # the same step again, say after a signal: nothing has changed
+        if self.processes.gathered(final.is_dir())[0]:  # already saved at this step, for example before a signal
             return
         temporary = self._directory / f"{UNFINISHED}{final.name}"
         with writing(final):
@@ -136,15 +137,20 @@ class Checkpoints:
                     self._remove_old(progress)
             except BaseException:
                 if self.processes.first:
-                    shutil.rmtree(temporary, ignore_errors=True)  # a full disk wants the room
+                    shutil.rmtree(temporary, ignore_errors=True)  # free the space on a full disk
                 raise
         self.processes.wait()
 
     def load_newest(self, state: State, identity: dict[str, Any]) -> Progress | None:
-        """Take over the newest checkpoint that loads; None if there is none.
+        """Load the newest checkpoint that can be loaded.
 
-        Of each newer one it is said why it does not load, and it is put aside under another name. ValueError where
-        the run has another `identity`, or where none loads.
+        Newer ones that cannot be loaded are reported in a warning and renamed.
+
+        Returns:
+            The progress of the run. None if there are no checkpoints.
+
+        Raises:
+            ValueError: If the run has another `identity`, or no checkpoint can be loaded.
         """
         names = self.processes.gathered([directory.name for directory in self.found()])[0]
         damaged: list[Path] = []
@@ -159,10 +165,10 @@ class Checkpoints:
                     raise ValueError(f"{bad[0]} is not finite")
             except OtherRun:
                 raise
-            except (Exception, CheckpointException) as error:  # damage shows itself as anything
+            except (Exception, CheckpointException) as error:  # damaged files raise all kinds of exceptions
                 damaged.append(directory)
                 if self.processes.first:
-                    warnings.warn(f"checkpoint {directory} does not load ({_reason(error)})", stacklevel=2)
+                    warnings.warn(f"checkpoint {directory} cannot be loaded ({_reason(error)})", stacklevel=2)
                 continue
             if self.processes.first:
                 for other in damaged:
@@ -170,11 +176,11 @@ class Checkpoints:
             self.processes.wait()
             return progress
         if names:
-            raise ValueError(f"none of {len(names)} checkpoints in {self._directory} loads; name another output")
+            raise ValueError(f"none of {len(names)} checkpoints in {self._directory} can be loaded; use another output")
         return None
 
     def _read(self, directory: Path) -> Progress | Exception:
-        """The progress in `directory`, or what is wrong with it, as the first process finds it."""
+        """Read the progress in `directory` in the first process. Returns the exception if that fails."""
         found: Progress | Exception | None = None
         if self.processes.first:
             try:
@@ -186,7 +192,7 @@ class Checkpoints:
         return first
 
     def found(self) -> list[Path]:
-        """Finished checkpoints, the oldest first."""
+        """Return finished checkpoints, oldest first."""
         return sorted(self._directory.glob(f"{PREFIX}*"))
 
     @property
@@ -197,13 +203,13 @@ class Checkpoints:
         best = f"{PREFIX}{progress.best_step:08d}" if progress.best_step is not None else ""
         for directory in self.found()[:-KEPT]:
             if directory.name != best:
-                going = directory.with_name(f"{UNFINISHED}{directory.name}")  # so that half of it is never found
+                going = directory.with_name(f"{UNFINISHED}{directory.name}")  # a partly removed one is never found
                 os.replace(directory, going)
                 shutil.rmtree(going)
 
 
 def read_progress(directory: Path) -> Progress:
-    """The progress stored in a checkpoint's `directory`."""
+    """Read the progress stored in the `directory` of a checkpoint."""
     return Progress(**parse_json((directory / PROGRESS).read_text()))
 
 
@@ -211,31 +217,31 @@ def _check_identity(before: dict[str, Any], now: dict[str, Any], output: Path) -
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if names:
         differing = ", ".join(f"{name} {before.get(name)!r:.20} there, {now.get(name)!r:.20} here" for name in names)
-        raise OtherRun(f"{output} holds a run with other settings ({differing}); name another output, or remove it")
+        raise OtherRun(f"{output} contains a run with other settings ({differing}); use another output, or remove it")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whatever fails while `path` is written becomes a ValueError, one line."""
+    """Context that turns failures to write `path` into a ValueError."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         free = shutil.disk_usage(path.parents[1]).free / 2**30
         raise ValueError(
-            f"{path} cannot be written ({_reason(error)}), {free:.1f} GiB are free; make room and start again: the run "
-            "goes on from its last checkpoint"
+            f"{path} cannot be written ({_reason(error)}), {free:.1f} GiB are free; make room and start again to "
+            "resume from the last checkpoint"
         ) from error
 
 
 @contextmanager
 def _alone_is_fine() -> Iterator[None]:
-    """PyTorch warns where no process group is; a run of one process has none."""
+    """Silence PyTorch's warning about a missing process group, which a run of one process does not have."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*single process.*")
         yield
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):  # one for every process that failed
+    if isinstance(error, CheckpointException):  # has an error per failed process
         error = next(iter(error.failures.values()))[0]
     return first_line(error)

@@ -1,1 +1,1 @@
-"""What a student learns from, and how it starts."""
+"""The teacher of a student, and the student's initial weights."""

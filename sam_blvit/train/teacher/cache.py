@@ -1,7 +1,7 @@
-"""Keep a teacher's image embeddings: computed once, read by any number of runs that start from the same photographs.
+"""Cache a teacher's image embeddings: computed once, and read by any number of runs on the same photographs.
 
-At 1024 px an embedding takes 2 MiB, 2 % of SA-1B 437 GiB. Started again it goes on with the shards that are missing;
-with torchrun the processes divide them.
+At 1024 px an embedding takes 2 MiB, and 2 % of SA-1B takes 437 GiB. If started again, only missing shards are written.
+With torchrun the processes divide the shards.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from sam_blvit.train.teacher.embeddings import HEADER_FILE, IDS_FILE, EmbeddingW
 from sam_blvit.train.teacher.targets import LiveTeacher, is_exported, load_teacher, teacher_model, teacher_size
 
 EXPORTED_PRECISION = "as exported"
-"""What the header says of an exported teacher, whose products have the dtypes of its graph."""
+"""Precision in the header for an exported teacher, whose graph fixes its dtypes."""
 
 
 def cache_teacher(config: CacheConfig) -> Path:
-    """Write the embeddings of all photographs of `config`; returns the directory, which `teacher_cache` takes.
+    """Write the embeddings of all photographs of `config`.
 
-    ValueError, one line, if the directory holds another cache, the disk is too small, or more than one photograph in
-    a thousand is damaged.
+    Returns:
+        The directory, a value for `teacher_cache`.
+
+    Raises:
+        ValueError: If the directory contains another cache, the disk is too small, or more than one photograph in a
+            thousand is damaged.
     """
     config = replace(config, machine=with_precision(config.machine))
     data, teacher = config.data, config.teacher
@@ -45,7 +49,7 @@ def cache_teacher(config: CacheConfig) -> Path:
             writer.begin(source.image_ids)
         processes.wait()
         missing = writer.missing()
-        processes.wait()  # nobody writes before everybody has looked
+        processes.wait()  # no process writes before all have listed the missing shards
         if missing:
             _write(config, source, writer, missing[processes.rank :: processes.count], processes)
         processes.wait()
@@ -74,7 +78,7 @@ def _header(config: CacheConfig, source: Source) -> Header:
 
 
 def _student(config: CacheConfig) -> ModelConfig:
-    """The model whose run will read the embeddings."""
+    """Return the model that the embeddings are for."""
     size = config.student.image_size
     return model_config(config.student.model, **({"image_size": size} if size else {}))
 
@@ -82,7 +86,7 @@ def _student(config: CacheConfig) -> ModelConfig:
 def _write(
     config: CacheConfig, source: Source, writer: EmbeddingWriter, shards: list[int], processes: Processes
 ) -> None:
-    """Compute and write `shards`, the next photographs read while the teacher works on the last ones."""
+    """Compute and write `shards`. The next photographs are loaded while the teacher runs."""
     sam = load_teacher(config, _student(config)).to(pick_device(config.machine.device))
     teacher = LiveTeacher(sam, precision=config.machine.precision)
     samples = TrainingSamples(
@@ -104,7 +108,7 @@ def _write(
 
 
 def _places(shards: list[range], batch_size: int) -> list[list[tuple[int, int]]]:
-    """Places (epoch, index) of each batch: `shards` one after the other."""
+    """Return (epoch, index) of the photographs of each batch, through `shards` in order."""
     places = [(0, index) for of_shard in shards for index in of_shard]
     return [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
 
@@ -112,7 +116,7 @@ def _places(shards: list[range], batch_size: int) -> list[list[tuple[int, int]]]
 def _embeddings(
     teacher: LiveTeacher, batches: Iterator[Batch], seen: Callable[[], object]
 ) -> Iterator[Tensor | Damaged]:
-    """The embedding (256, G, G) of each photograph of `batches`, or what is wrong with it; each is told to `seen`."""
+    """Yield the embedding (256, G, G) of each photograph, or why it is damaged, after calling `seen`."""
     for batch in batches:
         samples = [item for item in batch if isinstance(item, Sample)]
         images = [sample.image.to(teacher.sam.device).float() for sample in samples]
@@ -123,12 +127,12 @@ def _embeddings(
 
 
 def _check_damaged(writer: EmbeddingWriter) -> dict[int, str]:
-    """The damaged photographs so far; ValueError where they are too many."""
+    """Return the damaged photographs so far. Raises ValueError if there are too many."""
     damaged = writer.damaged()
     if len(damaged) > MAX_BAD_SHARE * writer.header.images:
         first, reason = next(iter(damaged.items()))
         raise ValueError(
-            f"{len(damaged)} of {writer.header.images} photographs are damaged, first {first} ({reason}); exclude them "
-            f"or mend them, delete {writer.directory} and start again"
+            f"{len(damaged)} of {writer.header.images} photographs are damaged, first {first} ({reason}); exclude or "
+            f"fix them, delete {writer.directory} and start again"
         )
     return damaged

@@ -1,8 +1,8 @@
-"""A teacher's image embeddings on disk: memory-mapped float16 shards, and a header that says whose they are.
+"""A teacher's image embeddings on disk: memory-mapped float16 shards, and a header that identifies the teacher.
 
-A directory holds header.json, ids.npy (the photographs in order), and for each `shard_images` of them shard_00000.npy
-(n, 256, G, G) with shard_00000.json, which comes last: a shard without it is not complete. The row of a damaged
-photograph is zero and its id is in the .json.
+A directory contains header.json, ids.npy (the photographs in order), and for every `shard_images` photographs a file
+shard_00000.npy (n, 256, G, G) and shard_00000.json. The .json is written last: a shard without it is incomplete. The
+row of a damaged photograph is zero, and its id is in the .json.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ IDS_FILE = "ids.npy"
 FORMAT = 2
 DTYPE = "float16"
 TRANSFORM = "longest side to image_size, 8 bit, area when shrunk and linear when enlarged; zeros right and below; 1"
-"""How a photograph becomes the teacher's input. A change of that wants a new number."""
+"""How a photograph becomes the teacher's input. Bump the version number at the end whenever this changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a cache holds."""
+    """Contents and origin of a cache."""
 
     teacher_sha256: str
-    """Of the teacher's file."""
+    """Hash of the teacher's file."""
     teacher_model: str
     """Registry name."""
     image_size: int
     """Longest side of the teacher's input, pixels."""
     student_image_size: int
-    """That of the student which it was written for; one of another size may read it, if the grid is the same."""
+    """Longest side of the input of the student that it was written for. Students of another size can read it if their
+    grid is the same."""
     grid: int
-    """Cells along a side of an embedding."""
+    """Cells along each side of an embedding."""
     precision: str
-    """Of the teacher's matrix products."""
+    """Precision of the teacher's matrix products."""
     images: int
-    """Photographs, damaged ones too."""
+    """Number of photographs, including damaged ones."""
     ids_sha256: str
-    """Of their ids in order."""
+    """Hash of the ids of the photographs in order."""
     shard_images: int
     mirrored: bool = False
     """Whether the teacher saw each photograph mirrored."""
@@ -61,21 +62,21 @@ class Header:
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """Number of shards."""
         return -(-self.images // self.shard_images)
 
     def rows(self, shard: int) -> range:
-        """Places of the photographs of `shard`."""
+        """Return the indices of the photographs in `shard`."""
         return range(shard * self.shard_images, min(self.images, (shard + 1) * self.shard_images))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one embedding."""
+        """Shape of one embedding."""
         return EMBEDDING_CHANNELS, self.grid, self.grid
 
 
 def ids_sha256(image_ids: NDArray[np.int64]) -> str:
-    """The hash of `image_ids` in order."""
+    """Return the hash of `image_ids` in order."""
     return hashlib.sha256(np.ascontiguousarray(image_ids, dtype="<i8").tobytes()).hexdigest()
 
 
@@ -87,8 +88,11 @@ class EmbeddingWriter:
         self.header = header
 
     def begin(self, image_ids: NDArray[np.int64]) -> None:
-        """Say what the cache holds, or find it said; by one process. ValueError if it is another cache, or one larger
-        than the disk."""
+        """Write the header, or check the one that exists. Call this in one process.
+
+        Raises:
+            ValueError: If the directory contains another cache, or the disk is too small.
+        """
         path = self.directory / HEADER_FILE
         if path.is_file():
             _check_same(self.directory, _read_header(self.directory), self.header)
@@ -97,13 +101,13 @@ class EmbeddingWriter:
         write_json(path, asdict(self.header))
 
     def missing(self) -> list[int]:
-        """Shards that are not complete."""
+        """Return the numbers of the incomplete shards."""
         return [shard for shard in range(self.header.shards) if not _mark(self.directory, shard).is_file()]
 
     def write(self, shard: int, embeddings: Iterable[Tensor | Damaged]) -> None:
-        """Write `shard` from the embeddings (256, G, G) of its photographs in order."""
+        """Write `shard` from the embeddings (256, G, G) of its photographs, in order."""
         path = _shard(self.directory, shard)
-        partial = path.with_name(f"{path.name}.partial")  # a killed process's is written over
+        partial = path.with_name(f"{path.name}.partial")  # overwrites what a killed process left
         shape = (len(self.header.rows(shard)), *self.header.shape)
         damaged: dict[str, str] = {}
         with partial.open("wb") as file:
@@ -119,7 +123,7 @@ class EmbeddingWriter:
         write_json(_mark(self.directory, shard), {"damaged": damaged})
 
     def damaged(self) -> dict[int, str]:
-        """Why each damaged photograph of the complete shards is, by id."""
+        """Return why photographs of the complete shards are damaged, by id."""
         return _damaged(self.directory, [s for s in range(self.header.shards) if _mark(self.directory, s).is_file()])
 
     def _check_room(self) -> None:
@@ -128,13 +132,13 @@ class EmbeddingWriter:
         free = shutil.disk_usage(self.directory).free
         if needed > free:
             raise ValueError(
-                f"output {self.directory}: {images} embeddings take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} "
-                "GiB are free; make room, name another disk, or take fewer photographs"
+                f"output {self.directory}: {images} embeddings need {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} "
+                "GiB are free; make room, use another disk, or use fewer photographs"
             )
 
 
 class KeptEmbeddings:
-    """A complete cache, read by photograph."""
+    """A complete cache, indexed by photograph."""
 
     def __init__(self, directory: Path, header: Header) -> None:
         self.directory = directory
@@ -156,11 +160,11 @@ class KeptEmbeddings:
         image_ids: NDArray[np.int64],
         mirrored: bool = False,
     ) -> KeptEmbeddings:
-        """The cache in `directory` for a run on photographs `image_ids`, as they are or `mirrored`.
+        """Open the cache in `directory` for a run on photographs `image_ids`, mirrored or not.
 
         Raises:
-            ValueError: One line, if it is of another teacher, transform or image size, is not complete, or lacks some
-                photographs or found some damaged.
+            ValueError: If the cache is of another teacher, transform or image size, is incomplete, lacks photographs of
+                the run, or found some of them damaged.
         """
         header = _read_header(directory)
         wanted = {
@@ -173,12 +177,12 @@ class KeptEmbeddings:
             "mirrored": mirrored,
         }
         _check_fields(
-            directory, header, wanted, "write it anew with tools/cache_teacher.py and the settings of this run"
+            directory, header, wanted, "write it again with tools/cache_teacher.py and the settings of this run"
         )
         if missing := EmbeddingWriter(directory, header).missing():
             raise ValueError(
                 f"teacher_cache {directory} is not complete: {len(missing)} of {header.shards} shards are missing, "
-                f"first {missing[0]}; start tools/cache_teacher.py again, it goes on where it stopped"
+                f"first {missing[0]}; start tools/cache_teacher.py again to complete it"
             )
         kept = cls(directory, header)
         if len(lacking := image_ids[~kept.has(image_ids)]):
@@ -195,11 +199,11 @@ class KeptEmbeddings:
         return kept
 
     def has(self, image_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each of `image_ids` is among the photographs, damaged or not."""
+        """Return whether each of `image_ids` is among the photographs, damaged or not."""
         return self._sorted[self._nearest(image_ids)] == image_ids
 
     def of(self, image_ids: list[int]) -> Tensor:
-        """Embeddings (B, 256, G, G) float16 of `image_ids`; ValueError if one was damaged or is not there."""
+        """Read the embeddings of `image_ids`, (B, 256, G, G) float16. Raises ValueError if one is not available."""
         wanted = np.array(image_ids, dtype=np.int64)
         for image_id in wanted[~self.has(wanted)]:
             raise ValueError(f"teacher_cache {self.directory} has no photograph {image_id}")
@@ -207,12 +211,12 @@ class KeptEmbeddings:
             if image_id in self.damaged:
                 raise ValueError(
                     f"teacher_cache {self.directory}: photograph {image_id} was damaged when it was written "
-                    f"({self.damaged[image_id]}); exclude it, or delete the cache and write it anew"
+                    f"({self.damaged[image_id]}); exclude it, or delete the cache and write it again"
                 )
         return torch.from_numpy(np.stack([self._row(place) for place in self._places[self._nearest(wanted)]]))
 
     def _nearest(self, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where in the sorted ids each of `image_ids` is, if it is there."""
+        """Return the index in the sorted ids of each of `image_ids` that is present."""
         return np.searchsorted(self._sorted, image_ids).clip(max=len(self._sorted) - 1)
 
     def _row(self, place: int) -> NDArray[np.float16]:
@@ -227,7 +231,7 @@ def _shard(directory: Path, shard: int) -> Path:
 
 
 def _mark(directory: Path, shard: int) -> Path:
-    """The file that says that a shard is complete."""
+    """Return the file that marks a shard as complete."""
     return _shard(directory, shard).with_suffix(".json")
 
 
@@ -256,7 +260,7 @@ def _damaged_in(mark: Path) -> dict[int, str]:
 
 
 def _save_ids(to: str, image_ids: NDArray[np.int64]) -> None:
-    with open(to, "wb") as file:  # np.save would add a suffix to a name
+    with open(to, "wb") as file:  # given a name, np.save would add a suffix
         np.save(file, image_ids)
 
 
@@ -265,19 +269,17 @@ def _read_header(directory: Path) -> Header:
     try:
         return Header(**parse_json(path.read_text()))
     except FileNotFoundError as error:
-        raise ValueError(f"{directory} holds no {HEADER_FILE}: name a directory of tools/cache_teacher.py") from error
+        raise ValueError(f"{directory} has no {HEADER_FILE}; name a directory of tools/cache_teacher.py") from error
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no header of embeddings ({error}); delete the directory and write it anew"
-        ) from error
+        raise ValueError(f"{path} is not a valid header ({error}); delete the directory and write it again") from error
 
 
 def _check_same(directory: Path, header: Header, wanted: Header) -> None:
-    _check_fields(directory, header, asdict(wanted), "name another output, or delete it")
+    _check_fields(directory, header, asdict(wanted), "use another output, or delete it")
 
 
 def _check_fields(directory: Path, header: Header, wanted: dict[str, object], remedy: str) -> None:
     differing = [name for name, value in wanted.items() if getattr(header, name) != value]
     if differing:
-        told = "; ".join(f"{name} was {getattr(header, name)}, is {wanted[name]}" for name in differing)
-        raise ValueError(f"{directory} holds embeddings of other settings ({told}); {remedy}")
+        changes = "; ".join(f"{name} was {getattr(header, name)}, is {wanted[name]}" for name in differing)
+        raise ValueError(f"{directory} has embeddings of other settings ({changes}); {remedy}")

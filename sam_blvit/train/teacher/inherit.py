@@ -1,8 +1,8 @@
-"""A smaller encoder's start: a part of a larger one of the same kind.
+"""Initialise an encoder with a part of a larger one of the same kind.
 
-Xu et al., "Initializing Models with Larger Ones" (ICLR 2024), call it weight selection. As there, channels are evenly
-spaced, the same ones wherever a channel is meant, and the first layers are taken, here the first of either kind,
-windowed and global; heads stay whole.
+This is the weight selection of Xu et al., "Initializing Models with Larger Ones" (ICLR 2024). As there, the channels
+taken are evenly spaced and the same in all tensors, and the first layers are taken: here the first windowed and the
+first global ones. Attention heads stay whole.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from sam_blvit.model.blocks import MLP_RATIO
 from sam_blvit.model.sam import Sam
 
 STREAM, HEADS, PACKED, UNITS = "stream", "heads", "packed", "units"
-"""What a dimension of a tensor counts: channels of the main stream, of the heads, of queries, keys and values in one,
-units of the feed-forward half."""
+"""Kinds of tensor dimensions: channels of a token, channels of the heads, packed queries, keys and values, and hidden
+units of the MLP."""
 DIMENSIONS: dict[str, dict[int, str]] = {
     "patch_embed.proj.weight": {0: STREAM},
     "patch_embed.proj.bias": {0: STREAM},
@@ -40,16 +40,18 @@ DIMENSIONS: dict[str, dict[int, str]] = {
     "mlp.lin2.bias": {0: STREAM},
     "neck.0.weight": {1: STREAM},
 }
-"""Dimensions of which a part is taken, by a parameter's name in the encoder or in its layer; of others all is."""
+"""Dimensions to take a part of, by the parameter's name in the encoder or in its layer. Others are copied whole."""
 
 
 @torch.no_grad()
 def inherit(student: Sam, teacher: Sam) -> None:
-    """Fill `student`'s encoder with evenly spaced channels of the first layers of `teacher`'s, which is for images of
-    the same size.
+    """Initialise the encoder of `student` with evenly spaced channels of the first layers of `teacher`.
 
-    Routers and efficiency blocks stay as they are; so do prompt encoder and mask decoder. ValueError, one line, if
-    `student` is not smaller: its heads are of the same size, and it has no more channels or layers of either kind.
+    Routers, efficiency blocks, prompt encoder and mask decoder are not changed.
+
+    Raises:
+        ValueError: If the models do not match. The head size and the image size must be equal, and the student must
+            not have more channels, windowed layers or global layers.
     """
     small, large = student.config, teacher.config
     _check_smaller(small, large)
@@ -82,13 +84,13 @@ def _check_smaller(small: ModelConfig, large: ModelConfig) -> None:
     ]
     if wrong := [f"{what} {mine} against {theirs}" for what, mine, theirs, fits in sizes if not fits(mine, theirs)]:
         raise ValueError(
-            f"{small.name} is of another size than teacher {large.name} and cannot start with a part of it "
+            f"{small.name} does not fit into teacher {large.name} and cannot start with a part of it "
             f"({', '.join(wrong)}); name weights of its own size with checkpoint"
         )
 
 
 def _parts(small: ModelConfig, large: ModelConfig) -> dict[str, Tensor]:
-    """Which of `large`'s places `small` takes, by what a dimension counts."""
+    """Return the indices of `large` that `small` takes, by kind of dimension."""
     size = _head_size(large)
     heads = torch.arange(large.dim).view(large.heads, size)[_spaced(small.heads, large.heads)].flatten()
     return {
@@ -100,7 +102,7 @@ def _parts(small: ModelConfig, large: ModelConfig) -> dict[str, Tensor]:
 
 
 def _layers(small: ModelConfig, large: ModelConfig) -> dict[int, int]:
-    """Which of `large`'s layers each of `small`'s takes, both counted from 1."""
+    """Return which layer of `large` each layer of `small` takes, both counted from 1."""
     taken: dict[int, int] = {}
     for are_global in (False, True):
         taken |= dict(zip(_of_kind(small, are_global), _of_kind(large, are_global), strict=False))
@@ -108,12 +110,12 @@ def _layers(small: ModelConfig, large: ModelConfig) -> dict[int, int]:
 
 
 def _of_kind(config: ModelConfig, are_global: bool) -> list[int]:
-    """The global layers, or the windowed ones."""
+    """Return the global layers, or the windowed ones."""
     return [layer for layer in range(1, config.layers + 1) if (layer in config.global_layers) == are_global]
 
 
 def _spaced(count: int, of: int) -> Tensor:
-    """`count` places evenly spaced among `of`: the last of each of `count` parts."""
+    """Return `count` indices evenly spaced among `of`: the last of each of `count` parts."""
     return torch.arange(1, count + 1) * of // count - 1
 
 

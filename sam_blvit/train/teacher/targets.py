@@ -1,12 +1,13 @@
-"""The teacher: whose image embeddings the student is to match, and with whose decoder it starts.
+"""The teacher: the student learns to match its image embeddings, and starts with its decoder.
 
-Each SAM was trained end to end with its own prompt encoder and mask decoder, and features of one pull away from
-another's decoder. So a student has its teacher's, or was distilled from this very teacher before.
+Each SAM was trained end to end with its own prompt encoder and mask decoder, and features of one SAM do not fit the
+decoder of another. A student therefore starts with its teacher's decoder, or was distilled from this teacher before.
 
-A teacher sees each photograph at its own input size; what must agree is the grid of the embeddings.
+A teacher sees each photograph at its own input size. Only the grids of the embeddings must agree.
 
 Shapes:
-    B  images    G  tokens along a side of the square input    C  channels of the teacher    E  cells of an embedding
+    B  images    G  tokens along a side of the square input    C  channels of the teacher
+    E  cells along a side of an embedding
 """
 
 from __future__ import annotations
@@ -34,43 +35,43 @@ from sam_blvit.train.teacher.embeddings import KeptEmbeddings
 from sam_blvit.train.teacher.inherit import inherit
 
 TEACHER_KEY = "teacher_sha256"
-"""In the metadata of a student's checkpoint: the hash of the file of the teacher it was distilled from."""
+"""Metadata key in a student's checkpoint: hash of the file of the teacher that it was distilled from."""
 ENCODER = "image_encoder."
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the teacher makes of a batch."""
+    """The teacher's outputs for a batch."""
 
     embedding: Tensor
     """(B, 256, E, E) float32."""
     features: dict[int, Tensor]
-    """Tokens (B, G, G, C) after layers to be matched too, by layer; zero where the teacher's input does not reach."""
+    """Tokens (B, G, G, C) after further layers to match, by layer. Zero outside the teacher's input."""
 
     def of(self, places: list[int]) -> Target:
-        """The part of the images at `places` in the batch."""
+        """Select the images at `places` in the batch."""
         return Target(self.embedding[places], {layer: feature[places] for layer, feature in self.features.items()})
 
 
 class Teacher(Protocol):
-    """Gives a batch its targets."""
+    """Computes or reads the targets of a batch."""
 
     def targets(self, images: list[Tensor], samples: list[Sample]) -> Target:
-        """The targets of `images`, each (3, h, w) with pixels 0 to 255, which are those of `samples`."""
+        """Return the targets of `images`, those of `samples`, each (3, h, w) with pixels from 0 to 255."""
 
 
 class LiveTeacher:
-    """A teacher that runs beside the student, on the tensors that the student sees or on its own of the same view."""
+    """A teacher that runs during training, on the student's input or on the same view at its own size."""
 
     def __init__(self, sam: Sam | ExportedSam, *, precision: str = "fp32", features_of: tuple[int, ...] = ()) -> None:
-        """`features_of`: layers of `sam` whose tokens are wanted besides."""
+        """`features_of`: layers of `sam` whose tokens to return as well."""
         self.sam = sam.eval().requires_grad_(False)
         self.precision = precision
         self.features_of = features_of
 
     @torch.no_grad()
     def targets(self, images: list[Tensor], samples: list[Sample]) -> Target:
-        """As `Teacher`. Each image is encoded in its own padded size, so its target depends on no other image."""
+        """As `Teacher`. Each image is encoded at its own padded size, so its target does not depend on other images."""
         own = [sample.teacher_image for sample in samples]
         images = [
             image if view is None else view.to(image.device).float() for image, view in zip(images, own, strict=True)
@@ -91,29 +92,35 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """A teacher whose embeddings tools/cache_teacher.py has kept."""
+    """A teacher whose embeddings were cached by tools/cache_teacher.py."""
 
     def __init__(self, kept: KeptEmbeddings, mirrored: KeptEmbeddings | None = None) -> None:
-        """`kept` of the photographs as they are, `mirrored` of the same mirrored, where samples may be."""
+        """`kept`: cache of the photographs. `mirrored`: cache of the mirrored photographs, needed with flip."""
         self.kept = kept
         self.mirrored = mirrored
 
     def targets(self, images: list[Tensor], samples: list[Sample]) -> Target:
-        """As `Teacher`; ValueError if an image is not among those kept."""
+        """As `Teacher`. Raises ValueError if an image is not in the cache."""
         embedding = torch.cat([self._of(sample) for sample in samples])
         return Target(embedding.to(images[0].device).float(), {})
 
     def _of(self, sample: Sample) -> Tensor:
         kept = self.mirrored if sample.mirrored else self.kept
-        assert kept is not None  # the config takes no flip without it
+        assert kept is not None  # the config requires it with flip
         return kept.of([sample.image_id])
 
 
 def teacher_for(
     config: FinetuneConfig, student: Sam, teacher: Sam | ExportedSam | None, source: Source, device: torch.device
 ) -> Teacher | None:
-    """The teacher of a run on `source`: from its cache if `config` names one, else `teacher` itself on `device`; None
-    without a teacher. ValueError, one line, if the cache does not fit."""
+    """Build the teacher of a run on `source`.
+
+    Returns:
+        A cached teacher if `config` names a cache, else `teacher` itself on `device`. None without a teacher.
+
+    Raises:
+        ValueError: If the cache does not match the run.
+    """
     if config.teacher.teacher_cache is not None and config.teacher.teacher is not None:
         opened = partial(
             KeptEmbeddings.open,
@@ -135,9 +142,10 @@ def teacher_for(
 
 
 def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | ExportedSam | None]:
-    """The student at its start and the teacher, if there is one, both on the CPU.
+    """Load the student with its initial weights, and the teacher if there is one, both on the CPU.
 
-    ValueError, one line, where teacher and student do not belong together.
+    Raises:
+        ValueError: If teacher and student do not match.
     """
     path, checkpoint = config.teacher.teacher, config.student.checkpoint
     name, base, overrides = config.student.model, config.student.base, config.student.overrides
@@ -147,7 +155,7 @@ def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | Exporte
     if path is None:
         return build_from_registry(name, checkpoint, base=base, **overrides), None
     if checkpoint is None and is_exported(path):
-        student = sam_model_registry[name](**overrides)  # its encoder is untrained, a warning says
+        student = sam_model_registry[name](**overrides)  # warns that its encoder is untrained
         teacher = load_teacher(config, student.config)
         _take_decoder(student, teacher, config)
         return student, teacher
@@ -157,7 +165,7 @@ def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | Exporte
     student = build_from_registry(name, start, base=base, **overrides)
     teacher = load_teacher(config, student.config)
     _check_features(student, teacher, config)
-    if read_metadata(start).get(TEACHER_KEY) != file_sha256(path):  # else it is a student of that teacher
+    if read_metadata(start).get(TEACHER_KEY) != file_sha256(path):  # otherwise distilled from this teacher before
         if isinstance(teacher, Sam) and _same_size(student.config, teacher.config):
             _check_same_decoder(student, teacher, config)
         elif not _same_decoder(student, teacher):
@@ -166,13 +174,13 @@ def load_student_and_teacher(config: FinetuneConfig) -> tuple[Sam, Sam | Exporte
 
 
 def _inheriting(config: FinetuneConfig, model: ModelConfig) -> tuple[Sam, Sam]:
-    """A student `model` smaller than its teacher, which starts with a part of it, and that teacher."""
+    """Build a student `model` that starts with a part of its larger teacher. Returns both."""
     teacher = load_teacher(config, model)
     assert isinstance(teacher, Sam)
     student = build_sam(model)
     _check_features(student, teacher, config)
     inherit(student, teacher)
-    fresh = "; its routers and efficiency blocks are fresh" if model.routed else ""
+    fresh = "; its routers and efficiency blocks are untrained" if model.routed else ""
     warnings.warn(
         f"{config.student.model} starts with evenly spaced channels of the first layers of teacher "
         f"{config.teacher.teacher} ({teacher.config.name}){fresh}",
@@ -183,10 +191,10 @@ def _inheriting(config: FinetuneConfig, model: ModelConfig) -> tuple[Sam, Sam]:
 
 
 def load_teacher(config: FinetuneConfig | CacheConfig, student: ModelConfig) -> Sam | ExportedSam:
-    """The teacher that `config` names, for images of its own size.
+    """Load the teacher that `config` names, at its own input size.
 
     Raises:
-        ValueError: if its embedding cannot have the grid of `student`'s.
+        ValueError: If its embedding cannot have the same grid as the student's.
     """
     path = config.teacher.required()
     if not is_exported(path):
@@ -196,7 +204,7 @@ def load_teacher(config: FinetuneConfig | CacheConfig, student: ModelConfig) -> 
     if grid != student.embedding_grid:
         raise ValueError(
             f"teacher {path} has an embedding of {grid} x {grid} cells, {student.name} at "
-            f"image_size={student.image_size} one of {student.embedding_grid} x {student.embedding_grid}; take "
+            f"image_size={student.image_size} one of {student.embedding_grid} x {student.embedding_grid}; use "
             f"image_size={grid * student.cell}, or --options enlarge=N"
         )
     return teacher
@@ -208,7 +216,7 @@ def is_exported(teacher: Path) -> bool:
 
 
 def teacher_size(config: FinetuneConfig | CacheConfig, student: ModelConfig) -> int:
-    """Longest side of the teacher's input, pixels: that at which its embedding has the grid of `student`'s."""
+    """Return the longest side of the teacher's input, pixels, that gives its embedding the student's grid."""
     path = config.teacher.required()
     if is_exported(path):
         return ExportedEncoder(path).img_size
@@ -216,8 +224,7 @@ def teacher_size(config: FinetuneConfig | CacheConfig, student: ModelConfig) -> 
 
 
 def teacher_model(config: FinetuneConfig | CacheConfig) -> str:
-    """What the teacher is called: its registry name, where same stands for the dense model of the size of the
-    registry's student; or the name of its file, if it is exported."""
+    """Return the teacher's registry name, with same resolved, or its file name if it is exported."""
     path = config.teacher.teacher
     if path is not None and is_exported(path):
         return path.name
@@ -234,12 +241,12 @@ def _same_size(one: ModelConfig, other: ModelConfig) -> bool:
 
 
 def _check_features(student: Sam, teacher: Sam | ExportedSam, config: FinetuneConfig) -> None:
-    """A teacher of another size has no tokens to compare with."""
+    """Refuse distillation_layers with a teacher of another size, whose tokens cannot be compared."""
     weight = config.losses.distillation_layers
     if weight and isinstance(teacher, Sam) and not _same_size(student.config, teacher.config):
         raise ValueError(
             f"distillation_layers={weight}: tokens of {teacher.config.name} have another size than "
-            "those of the student; leave it out, or name a teacher of the student's size"
+            "those of the student; leave it out, or use a teacher of the student's size"
         )
 
 
@@ -254,7 +261,7 @@ def _check_same_decoder(student: Sam, teacher: Sam, config: FinetuneConfig) -> N
 
 
 def _same_decoder(student: Sam, teacher: Sam | ExportedSam) -> bool:
-    """Whether prompt encoder and mask decoder are the teacher's."""
+    """Return whether prompt encoder and mask decoder equal the teacher's."""
     theirs = teacher.state_dict()
     return all(
         name.startswith(ENCODER) or torch.equal(value, theirs[name]) for name, value in student.state_dict().items()
@@ -262,11 +269,11 @@ def _same_decoder(student: Sam, teacher: Sam | ExportedSam) -> bool:
 
 
 def _take_decoder(student: Sam, teacher: Sam | ExportedSam, config: FinetuneConfig) -> None:
-    """Give `student` the teacher's prompt encoder and mask decoder, saying so."""
+    """Copy the teacher's prompt encoder and mask decoder into `student`, with a warning."""
     if config.student.freeze != "none":
         raise ValueError(
-            f"freeze={config.student.freeze} keeps the SAM inside as it is, decoder and all, but teacher "
-            f"{config.teacher.teacher} ({teacher_model(config)}) brings its own; leave out freeze, or name a "
+            f"freeze={config.student.freeze} keeps all of SAM's weights, but teacher {config.teacher.teacher} "
+            f"({teacher_model(config)}) has another decoder, which the student would need; leave out freeze, or use a "
             "teacher of the student's size"
         )
     theirs = {name: value for name, value in teacher.state_dict().items() if not name.startswith(ENCODER)}
@@ -277,14 +284,14 @@ def _take_decoder(student: Sam, teacher: Sam | ExportedSam, config: FinetuneConf
     )
     if not config.losses.kd_only_steps:
         message += (
-            ", with which its own features do not fit yet; distillation alone at the start is advised, "
-            "kd_only_steps of 5 % of the steps"
+            ", which do not fit its features yet; start with distillation only, with kd_only_steps of about 5 % of "
+            "the steps"
         )
     warnings.warn(message, stacklevel=3)
 
 
 def _on_square(feature: Tensor, grid: int) -> Tensor:
-    """`feature` (B, Gh, Gw, C) as (B, G, G, C)."""
+    """Pad `feature` (B, Gh, Gw, C) to (B, G, G, C)."""
     return F.pad(feature.float(), (0, 0, 0, grid - feature.shape[2], 0, grid - feature.shape[1]))
 
 

@@ -1,7 +1,7 @@
-"""The layerwise warm start: each efficiency block learns its performance block's update before anything else trains.
+"""The layerwise warm start: before training, each efficiency block learns to predict its performance block's updates.
 
-No decoder and no gradient through more than one block: minutes, where the whole model takes days to get as far. The
-inputs of a layer are what the dense encoder puts there, so that each block learns its task from right examples.
+This takes minutes, while training the whole model takes days to reach the same point: it needs no decoder, and no
+gradient passes through more than one block. The inputs of each layer are those of the dense encoder.
 
 Shapes:
     n  images of one padded size    N  tokens of an image, window-major    C  channels
@@ -23,28 +23,28 @@ from sam_blvit.model.sam import Sam
 from sam_blvit.model.windows import GlobalScope, Scope, WindowLayout, WindowScope
 
 RATE = 0.2
-"""Learning rate of a block with a single inner channel: AdamW's steps add up over the width."""
+"""Learning rate times width: the effect of AdamW's steps adds up over the channels of a block."""
 SMALLEST = 1e-12
-"""Keeps the error of a block that updates nothing a number."""
+"""Smallest denominator of the relative error, for performance blocks with zero updates."""
 
 
 class LayerInputs:
-    """What reaches a layer, of all images of one padded size, and what its performance block adds there."""
+    """Inputs of a layer and updates of its performance block, for all images of one padded size."""
 
     def __init__(self, x: Tensor, layout: WindowLayout, precision: str) -> None:
-        """`x` (n, N, C) before the first routed layer."""
+        """`x`: (n, N, C), the input of the first routed layer."""
         self.x = x
         self.layout = layout
         self.precision = precision
         self.attention = torch.empty_like(x)
-        """(n, N, C) update of the attention half."""
+        """(n, N, C) updates by attention."""
         self.mlp = torch.empty_like(x)
-        """(n, N, C) update of the feed-forward half, at x + attention."""
+        """(n, N, C) updates by the MLP, at x + attention."""
         self.little_scope: Scope
 
     @torch.no_grad()
     def enter(self, block: BigLittleLayer, *, is_global: bool, little_is_global: bool) -> None:
-        """Look at `block`, image by image."""
+        """Compute the updates of `block`, image by image."""
         scopes: dict[bool, Scope] = {
             True: GlobalScope(self.layout, self.x.device),
             False: WindowScope(self.layout, self.x.device),
@@ -57,13 +57,15 @@ class LayerInputs:
                 self.mlp[i : i + 1] = block.mlp(block.norm2(x + self.attention[i : i + 1]))
 
     def leave(self) -> None:
-        """To the next layer's input: every token updated by the performance block."""
+        """Add the updates, giving the input of the next layer."""
         self.x += self.attention
         self.x += self.mlp
 
     def squares(self, little: EfficiencyBlock, chosen: Tensor) -> Tensor:
-        """Sums over images `chosen`, float32 (2, 2): attention and feed-forward half, each the squared error of
-        `little` and the square of what is to be met."""
+        """Return sums over the images `chosen`, (2, 2) float32.
+
+        Rows: attention, MLP. Columns: squared error of `little`, square of the target.
+        """
         x, attention, mlp = self.x[chosen], self.attention[chosen], self.mlp[chosen]
         with self._autocast():
             updates = little.attention_update(x, self.little_scope), little.mlp_update(x + attention)
@@ -74,7 +76,7 @@ class LayerInputs:
         return torch.stack(sums)
 
     def _autocast(self) -> torch.autocast:
-        """A context for one step: the next must not meet weights that this one has rounded and kept."""
+        """Return an autocast context for one step. A longer one would cache outdated casts of the weights."""
         return torch.autocast(self.x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
@@ -89,14 +91,27 @@ def warm_start(
     precision: str = "fp32",
     say: Callable[[str], object] = print,
 ) -> dict[int, float]:
-    """Regress each efficiency block of `sam` onto its performance block's two updates, in place, layer by layer.
+    """Fit each efficiency block of `sam` to the two updates of its performance block, in place, layer by layer.
 
-    `images`: (3, h, w) uint8, resized for `sam`, which is where it will run. Three times their tokens are held in
-    float32: 38 MiB an image for blvit_b_t at 1024 px. `steps` for each layer, each on `batch_size` images drawn by
-    (seed, layer, step). `lr`: peak learning rate; None: 0.2 / Ce, what suits the width of the efficiency blocks.
-    Nothing changes but these.
-    Returns, by layer, the mean of both halves' squared error over the square of what was to be met, over all images:
-    0 is perfect, 1 as good as no update. ValueError if there are no images.
+    Only efficiency blocks change. Three copies of all tokens are held in float32 on the device of `sam`: 38 MiB per
+    image for blvit_b_t at 1024 px.
+
+    Args:
+        sam: The model.
+        images: (3, h, w) uint8 each, resized for `sam`.
+        steps: Steps per layer.
+        batch_size: Images per step, drawn by (seed, layer, step).
+        lr: Peak learning rate. None: 0.2 / Ce.
+        seed: Seed of the draws.
+        precision: fp32 or bf16.
+        say: Called with a line about each layer.
+
+    Returns:
+        The relative squared error by layer, over all images, averaged over attention and MLP. 0 is perfect; 1 is as
+        good as no update.
+
+    Raises:
+        ValueError: If there are no images.
     """
     encoder = sam.image_encoder
     groups = _begun(sam, images, precision)
@@ -121,26 +136,26 @@ def warm_start(
 
 @torch.no_grad()
 def _begun(sam: Sam, images: Iterable[Tensor], precision: str) -> list[LayerInputs]:
-    """What reaches the first routed layer, grouped by padded size."""
+    """Compute the inputs of the first routed layer, grouped by padded size."""
     by_grid: dict[tuple[int, int], tuple[WindowLayout, list[Tensor]]] = {}
     for image in images:
         with torch.autocast(sam.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             tokens = sam.image_encoder.begin(sam.preprocess(image.to(sam.device).float())[None])
         by_grid.setdefault(tokens.layout.grid, (tokens.layout, []))[1].append(tokens.x)
     if not by_grid:
-        raise ValueError("warm_start: there is no photograph to learn from; check the data")
+        raise ValueError("warm_start: no photograph can be used; check the data")
     return [LayerInputs(torch.cat(parts), layout, precision) for layout, parts in by_grid.values()]
 
 
 def _regress(
     little: EfficiencyBlock, groups: list[LayerInputs], *, steps: int, batch_size: int, lr: float, entropy: list[int]
 ) -> None:
-    """Train `little` alone; the rate falls to zero along a cosine."""
+    """Train only `little`. The learning rate decays to zero along a cosine."""
     optimizer = torch.optim.AdamW(little.parameters(), lr=lr, weight_decay=0.0)
     shares = np.array([len(group.x) for group in groups]) / sum(len(group.x) for group in groups)
     for step in range(steps):
         rng = np.random.default_rng([*entropy, step])
-        group = groups[rng.choice(len(groups), p=shares)]  # a batch has one layout
+        group = groups[rng.choice(len(groups), p=shares)]  # all images of a batch have the same layout
         chosen = torch.from_numpy(rng.permutation(len(group.x))[:batch_size]).to(group.x.device)
         squares = group.squares(little, chosen)
         optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
@@ -152,7 +167,7 @@ def _regress(
 
 @torch.no_grad()
 def _error(little: EfficiencyBlock, groups: list[LayerInputs]) -> float:
-    """Mean of both halves' relative squared error over all images."""
+    """Return the relative squared error over all images, averaged over attention and MLP."""
     places = [(group, torch.tensor([i], device=group.x.device)) for group in groups for i in range(len(group.x))]
     total = torch.stack([group.squares(little, chosen) for group, chosen in places]).sum(0)
     return (total[:, 0] / total[:, 1]).mean().item()

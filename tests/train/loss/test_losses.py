@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sam_blvit.model.windows import WindowLayout
 from sam_blvit.train.loss.terms import (
-    Comparison,
     Distillation,
     Heads,
-    Truth,
+    OutputScores,
+    TargetMasks,
     answer_of,
     compare,
     distillation_loss,
@@ -125,7 +125,7 @@ def slow_iou(logits: Tensor, target: Tensor) -> float:
 
 
 def test_masks_are_compared_on_the_photograph_at_their_own_side() -> None:
-    logits, truth = 2 * torch.randn(2, 3, 4, 4), Truth(torch.rand(2, 8, 8) > 0.5, (5, 8))
+    logits, truth = 2 * torch.randn(2, 3, 4, 4), TargetMasks(torch.rand(2, 8, 8) > 0.5, (5, 8))
     compared = compare(logits, truth)
     wide = F.interpolate(logits, (8, 8), mode="bilinear")[..., :5, :]
     for p in range(2):
@@ -139,7 +139,7 @@ def test_masks_are_compared_on_the_photograph_at_their_own_side() -> None:
 
 
 def test_at_places_masks_are_compared_there_and_their_iou_at_the_side_of_the_logits() -> None:
-    logits, truth = 2 * torch.randn(2, 3, 4, 4), Truth(torch.rand(2, 16, 16) > 0.5, (12, 16))
+    logits, truth = 2 * torch.randn(2, 3, 4, 4), TargetMasks(torch.rand(2, 16, 16) > 0.5, (12, 16))
     column, row = torch.randint(0, 16, (2, 30)), torch.randint(0, 12, (2, 30))  # centres of pixels: nothing between
     compared = compare(logits, truth, places=(torch.stack([column, row], dim=-1) + 0.5) / 16)
     wide = F.interpolate(logits, (16, 16), mode="bilinear")
@@ -153,7 +153,7 @@ def test_at_places_masks_are_compared_there_and_their_iou_at_the_side_of_the_log
 
 def test_uniform_places_estimate_what_all_pixels_give() -> None:
     logits = F.interpolate(torch.randn(1, 2, 4, 4), (32, 32), mode="bicubic")  # smooth, as answers are
-    truth = Truth(torch.zeros(1, 128, 128, dtype=torch.bool), (96, 128))
+    truth = TargetMasks(torch.zeros(1, 128, 128, dtype=torch.bool), (96, 128))
     truth.masks[:, 20:80, 32:112] = True
     everywhere = compare(logits, truth)
     some = compare(logits, truth, places=torch.rand(1, 40000, 2) * torch.tensor([1, 0.75]))
@@ -162,7 +162,7 @@ def test_uniform_places_estimate_what_all_pixels_give() -> None:
 
 
 def test_gradients_of_a_comparison_are_those_of_the_formula_and_stay_on_the_photograph() -> None:
-    logits, truth = torch.randn(1, 1, 4, 4, requires_grad=True), Truth(torch.rand(1, 4, 4) > 0.5, (3, 4))
+    logits, truth = torch.randn(1, 1, 4, 4, requires_grad=True), TargetMasks(torch.rand(1, 4, 4) > 0.5, (3, 4))
     compared = compare(logits, truth)
     (compared.focal + compared.dice).sum().backward()
     assert logits.grad is not None
@@ -186,14 +186,14 @@ def test_nothing_at_the_side_of_the_masks_is_kept_for_the_backward_pass() -> Non
 
     logits = torch.randn(1, 4, 8, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        focal = compare(logits, Truth(torch.rand(1, 64, 64) > 0.5, (64, 64))).focal
+        focal = compare(logits, TargetMasks(torch.rand(1, 64, 64) > 0.5, (64, 64))).focal
         (focal * focal).sum().backward()
     assert kept
     assert max(kept) <= logits.numel()
 
 
 def test_comparison_is_in_fp32_under_autocast() -> None:
-    logits, truth = torch.randn(2, 3, 4, 4).bfloat16(), Truth(torch.rand(2, 8, 8) > 0.5, (8, 8))
+    logits, truth = torch.randn(2, 3, 4, 4).bfloat16(), TargetMasks(torch.rand(2, 8, 8) > 0.5, (8, 8))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = compare(logits, truth)
     for name in ("focal", "dice"):
@@ -222,17 +222,17 @@ def test_iou_counts_pixels_and_an_empty_union_is_no_overlap() -> None:
 
 def test_a_reduced_truth_has_the_pixel_at_each_centre_and_keeps_its_share_of_the_square() -> None:
     masks = torch.rand(2, 16, 16) > 0.5
-    small = Truth(masks, (12, 16)).at(4)
+    small = TargetMasks(masks, (12, 16)).at(4)
     assert torch.equal(small.masks, masks[:, 2::4, 2::4])
     assert small.valid == (3, 4)
-    assert Truth(masks, (1, 16)).at(4).valid == (1, 4)
+    assert TargetMasks(masks, (1, 16)).at(4).valid == (1, 4)
 
 
-def compared(outputs: int) -> Comparison:
+def compared(outputs: int) -> OutputScores:
     """Random losses of 5 masks."""
     masks = torch.zeros(5, outputs, 2, 2, dtype=torch.bool)
     losses = torch.rand(3, 5, outputs)
-    return Comparison(losses[0] / 10, losses[1], losses[2], masks, Truth(masks[:, 0], (2, 2)))
+    return OutputScores(losses[0] / 10, losses[1], losses[2], masks, TargetMasks(masks[:, 0], (2, 2)))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_the_answer_is_the_output_of_highest_predicted_iou_or_the_single_one(hea
     [(Heads.SINGLE, {0}, {0}), (Heads.MULTI, {2}, {1, 2, 3}), (Heads.BOTH, {0, 2}, {0, 1, 2, 3})],
 )
 def test_gradients_reach_the_winners_masks_and_every_rating(heads: Heads, trained: set[int], rated: set[int]) -> None:
-    truth = Truth(torch.rand(1, 8, 8) > 0.5, (8, 8))
+    truth = TargetMasks(torch.rand(1, 8, 8) > 0.5, (8, 8))
     logits, iou = torch.randn(1, 4, 8, 8), torch.rand(1, 4).requires_grad_()
     logits[:, 2] += (truth.masks.float() * 2 - 1) * 3  # the best of the three
     logits.requires_grad_()

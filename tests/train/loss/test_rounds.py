@@ -1,4 +1,4 @@
-"""The rounds of prompts and answers: what the decoder is asked, and what is made of its answers."""
+"""The rounds of prompts and answers: the inputs of the decoder, and the loss of its outputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ from sam_blvit.data.samples import Sample
 from sam_blvit.model.build import build_sam
 from sam_blvit.model.decoder import predict_masks
 from sam_blvit.model.sam import Sam
-from sam_blvit.train.loss.predict import Answer, embed_points, predict_all
+from sam_blvit.train.loss.predict import DecoderOutput, embed_points, predict_all
 from sam_blvit.train.loss.prompts import add_error_points, draw_prompts
 from sam_blvit.train.loss.rounds import PromptedMasks, ask, mask_losses
 from sam_blvit.train.loss.sampling import Draws, loss_places
-from sam_blvit.train.loss.terms import Heads, MaskLoss, Truth, compare, mask_loss
+from sam_blvit.train.loss.terms import Heads, MaskLoss, TargetMasks, compare, mask_loss
 
 SIDE = 64
 
@@ -61,11 +61,13 @@ def losses(sam: Sam, of: Sample, at: Tensor | None = None, **settings: Any) -> M
 
 
 @contextmanager
-def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[PromptedMasks, Answer]]]]:
+def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[tuple[PromptedMasks, DecoderOutput]]]]:
     """What is asked and answered: round by round, boxes before single points before several."""
-    rounds: list[list[tuple[PromptedMasks, Answer]]] = []
+    rounds: list[list[tuple[PromptedMasks, DecoderOutput]]] = []
 
-    def asked(decoder: Callable[..., Answer], embeddings: Tensor, group: list[PromptedMasks]) -> list[Answer]:
+    def asked(
+        decoder: Callable[..., DecoderOutput], embeddings: Tensor, group: list[PromptedMasks]
+    ) -> list[DecoderOutput]:
         answers = ask(decoder, embeddings, group)
         for masks, answer in zip(group, answers, strict=True):
             number = len(masks.losses)
@@ -121,13 +123,13 @@ def test_the_decoder_is_asked_as_often_as_the_kind_of_training_says(
     assert calls == [1] * rounds
 
 
-def slow_losses(of: Sample, turns: list[list[tuple[PromptedMasks, Answer]]]) -> dict[int, Tensor]:
+def slow_losses(of: Sample, turns: list[list[tuple[PromptedMasks, DecoderOutput]]]) -> dict[int, Tensor]:
     """Loss by annotation, from what the decoder answered, mask by mask."""
     groups = draw_prompts(of, "mixed", image_size=128, draws=Draws(0, of.epoch, of.image_id))
     found = {}
     for g, group in enumerate(groups):
         for i, ann_id in enumerate(group.ann_ids):
-            truth = Truth(of.masks[of.ann_ids.index(ann_id)][None], of.valid)
+            truth = TargetMasks(of.masks[of.ann_ids.index(ann_id)][None], of.valid)
             values = []
             for number, turn in enumerate(turns):
                 heads = Heads.SINGLE if number else group.heads

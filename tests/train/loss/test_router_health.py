@@ -1,4 +1,4 @@
-"""What is said of routers, against counting token by token."""
+"""Router statistics, against counting token by token."""
 
 from __future__ import annotations
 

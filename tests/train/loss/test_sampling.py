@@ -1,4 +1,4 @@
-"""Draws that depend on what they are for alone, and the places they lead to."""
+"""Draws depend only on their purpose; points sampled with them."""
 
 import math
 

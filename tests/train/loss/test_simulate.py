@@ -1,4 +1,4 @@
-"""The first prompts and the points at errors, against what SAM, EfficientViT-SAM and we say they are."""
+"""The first prompts and the points at errors, against the descriptions of SAM, EfficientViT-SAM and this package."""
 
 from dataclasses import replace
 
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sam_blvit.data.samples import Sample
-from sam_blvit.train.loss.prompts import Prompts, add_error_points, draw_prompts, noisy_boxes, plan_rounds
+from sam_blvit.train.loss.prompts import PromptBatch, add_error_points, draw_prompts, noisy_boxes, plan_rounds
 from sam_blvit.train.loss.sampling import Draws
-from sam_blvit.train.loss.terms import Heads, Truth
+from sam_blvit.train.loss.terms import Heads, TargetMasks
 
 SIZE, SIDE = 128, 64
 
@@ -29,11 +29,11 @@ def sample(masks: int, *, image_id: int = 1) -> Sample:
     )
 
 
-def drawn(of: Sample, style: str = "mixed", seed: int = 0) -> list[Prompts]:
+def drawn(of: Sample, style: str = "mixed", seed: int = 0) -> list[PromptBatch]:
     return draw_prompts(of, style, image_size=SIZE, draws=Draws(seed, of.epoch, of.image_id))
 
 
-def of_mask(prompts: list[Prompts], ann_id: int) -> tuple[Tensor, Tensor]:
+def of_mask(prompts: list[PromptBatch], ann_id: int) -> tuple[Tensor, Tensor]:
     """Coordinates and labels that a mask is asked for by."""
     ((group, i),) = [(group, group.ann_ids.index(ann_id)) for group in prompts if ann_id in group.ann_ids]
     return group.coords[i], group.labels[i]
@@ -138,8 +138,8 @@ def test_prompts_change_with_seed_epoch_and_image() -> None:
         assert [group.ann_ids for group in other] != [group.ann_ids for group in first]
 
 
-def asked_again(answer: Tensor, target: Tensor, seed: int = 0) -> Prompts:
-    prompts = Prompts(
+def asked_again(answer: Tensor, target: Tensor, seed: int = 0) -> PromptBatch:
+    prompts = PromptBatch(
         torch.arange(len(target)),
         tuple(range(len(target))),
         torch.zeros(len(target), 2, 2, device=target.device),
@@ -147,7 +147,7 @@ def asked_again(answer: Tensor, target: Tensor, seed: int = 0) -> Prompts:
         Heads.SINGLE,
     )
     draws = torch.rand(len(target), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return add_error_points(prompts, answer, Truth(target, (48, 64)), image_size=SIZE, draws=draws)
+    return add_error_points(prompts, answer, TargetMasks(target, (48, 64)), image_size=SIZE, draws=draws)
 
 
 def test_new_points_lie_in_the_error_and_say_on_which_side_it_is() -> None:

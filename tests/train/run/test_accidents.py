@@ -1,4 +1,4 @@
-"""Accidents: what goes wrong without ending a run is counted and said, and too much of it ends the run."""
+"""Recoverable failures are counted and reported, and too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_same_photograph_in_a_later_epoch_is_neither_counted_nor_said_again(
 def test_one_in_a_thousand_may_be_damaged(progress: Progress, refused: Refused) -> None:
     with pytest.warns(UserWarning, match="left out"):
         count_damaged([damaged(3, 4)], progress, total=2000, processes=ALONE)
-    told = re.escape("3 of 2000 photographs cannot be used, more than 0.1%; the last: sa_5 is damaged; mend them")
+    told = re.escape("3 of 2000 photographs cannot be used, more than 0.1%; the last: sa_5 is damaged; fix them")
     with pytest.warns(UserWarning, match="left out"), refused(ValueError, told):
         count_damaged([damaged(5)], progress, total=2000, processes=ALONE)
 
@@ -137,7 +137,7 @@ def test_too_many_skipped_steps_end_the_run_and_name_the_file(
     settings = config(tmp_path, max_bad_steps=2)
     with pytest.warns(UserWarning, match="skipped"):
         count_bad_step([[sample(1)]], float("nan"), progress, config=settings, processes=ALONE)
-    told = re.escape(f"2 steps had a gradient that is no number; {tmp_path / 'bad_steps.jsonl'} names their images")
+    told = re.escape(f"2 steps had a gradient that was not finite; {tmp_path / 'bad_steps.jsonl'} lists their images")
     with pytest.warns(UserWarning, match="skipped"), refused(ValueError, told):
         count_bad_step([[sample(2)]], float("nan"), progress, config=settings, processes=ALONE)
     assert [row["images"] for row in rows(tmp_path)] == [[1], [2]]

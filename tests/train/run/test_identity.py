@@ -1,4 +1,4 @@
-"""What makes a run this run: settings and the contents of files, not where they lie or how the work is divided."""
+"""The identity of a run: settings and contents of files, but not paths or the division of work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OTHER: dict[str, Any] = {
     "neck_lr": 1.0, "frozen_layers": 1,
     "drop_path": 0.5, "weight_decay": 0.5, "warmup_steps": 1, "clip_norm": 2.0, "ema": 0.5, "listwise_weight": 1.0,
 }  # fmt: skip
-"""Another value of every setting that a run cannot go on under."""
+"""Another value of every setting that must not change when a run is resumed."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def identity(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Names of what makes two runs two."""
+    """Names of the values in which two identities differ."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 

@@ -1,4 +1,4 @@
-"""Logs: JSON lines, and TensorBoard where it is asked for."""
+"""Logs: JSON lines, and TensorBoard on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest that loads, and what is kept."""
+"""Checkpoints: atomic writes, loading the newest that can be loaded, and which are kept."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_state_comes_back_bit_for_bit(tiny: Config, checkpoints: Checkpoints, 
     other = fresh(tiny, average=average, seed=1)
     assert checkpoints.load_newest(other, IDENTITY) == progress(3, damaged={"7": "gone"})
     assert_same(state, other)
-    learn(state)  # and goes on alike
+    learn(state)  # and continue identically
     torch.manual_seed(0)
     one, two = fresh(tiny), fresh(tiny)
     assert_same(one, two)
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tiny: Config, checkpoints: Ch
     else:
         (newest / "run.json").write_text("{")
     other = fresh(tiny, seed=1)
-    with pytest.warns(UserWarning, match="step_00000002 does not load"):
+    with pytest.warns(UserWarning, match="step_00000002 cannot be loaded"):
         assert checkpoints.load_newest(other, IDENTITY) == progress(1)
     assert_same(saved, other)
 
@@ -136,17 +136,17 @@ def test_a_checkpoint_with_a_number_that_is_not_finite_is_passed_over(
     damaged.fill_(float("nan"))
     checkpoints.save(state, progress(2))
     other = fresh(tiny, average=True, seed=1)
-    with pytest.warns(UserWarning, match="step_00000002 does not load .*is not finite"):
+    with pytest.warns(UserWarning, match="step_00000002 cannot be loaded .*is not finite"):
         assert checkpoints.load_newest(other, IDENTITY) == progress(1)
     assert other.first_not_finite() is None
 
 
-def test_where_none_loads_the_run_does_not_start_anew(tiny: Config, checkpoints: Checkpoints) -> None:
+def test_if_none_loads_the_run_does_not_start_from_scratch(tiny: Config, checkpoints: Checkpoints) -> None:
     checkpoints.save(fresh(tiny), progress(1))
     (checkpoints.found()[0] / "run.json").unlink()
     with (
-        pytest.warns(UserWarning, match="does not load"),
-        pytest.raises(ValueError, match=r"none of 1 checkpoints in .* loads; name another output"),
+        pytest.warns(UserWarning, match="cannot be loaded"),
+        pytest.raises(ValueError, match=r"none of 1 checkpoints in .* can be loaded; use another output"),
     ):
         checkpoints.load_newest(fresh(tiny), IDENTITY)
 
@@ -175,7 +175,7 @@ def test_a_run_with_other_settings_is_not_loaded(tiny: Config, checkpoints: Chec
     checkpoints.save(fresh(tiny), progress(1))
     state = fresh(tiny, seed=1)
     before = {name: value.clone() for name, value in state.student.state_dict().items()}
-    with pytest.raises(OtherRun, match=r"other settings \(lr 0.1 there, 0.2 here\); name another output"):
+    with pytest.raises(OtherRun, match=r"other settings \(lr 0.1 there, 0.2 here\); use another output"):
         checkpoints.load_newest(state, {"lr": 0.2})
     assert all(torch.equal(state.student.state_dict()[name], value) for name, value in before.items())
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_was_passed_over_is_put_aside(tiny: Config, checkpoint
         checkpoints.save(state, progress(step))
     (tmp,) = [path for path in checkpoints.found() if path.name.endswith("4")]
     next(tmp.glob("*.distcp")).unlink()
-    with pytest.warns(UserWarning, match="step_00000004 does not load"):
+    with pytest.warns(UserWarning, match="step_00000004 cannot be loaded"):
         assert checkpoints.load_newest(state, IDENTITY) == progress(3)
     checkpoints.save(state, progress(4))
     assert checkpoints.load_newest(state, IDENTITY) == progress(4)

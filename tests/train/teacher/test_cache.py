@@ -186,7 +186,7 @@ def test_a_photograph_that_was_never_there_is_named(
             teacher.kept.of([1, absent])
 
 
-# going on -----------------------------------------------------------------------------------------------------------
+# resuming -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_cache_goes_on_where_it_stopped(
@@ -233,7 +233,7 @@ def test_a_cache_of_other_settings_is_not_gone_on_with(
     settings: dict[str, Any], kept: Path, refused: Callable[..., Any], changed: dict[str, Any], told: str
 ) -> None:
     before = files(kept)
-    with refused(ValueError, rf"holds embeddings of other settings \({told}\); name another output"):
+    with refused(ValueError, rf"has embeddings of other settings \({told}\); use another output"):
         cache_teacher(compose(CacheConfig, **{**settings, **changed}))
     assert files(kept) == before
 
@@ -252,7 +252,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_computed(
     needed = IMAGES * 256 * 8 * 8 * 2
     monkeypatch.setattr(cache, "load_teacher", lambda *_: pytest.fail("computing"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, needed - 1))
-    with refused(ValueError, r"cache: 5 embeddings take 0.0 GiB, and 0.0 GiB are free; make room"):
+    with refused(ValueError, r"cache: 5 embeddings need 0.0 GiB, and 0.0 GiB are free; make room"):
         cache_teacher(compose(CacheConfig, **settings))
 
 
@@ -313,7 +313,7 @@ def test_more_than_one_damaged_photograph_in_a_thousand_ends_it_soon(
     settings: dict[str, Any], data: Path, refused: Callable[..., Any]
 ) -> None:
     (data / "sa_2.jpg").write_bytes(b"no picture")
-    with refused(ValueError, r"1 of 5 photographs are damaged, first 2 \(.*\); exclude them or mend them"):
+    with refused(ValueError, r"1 of 5 photographs are damaged, first 2 \(.*\); exclude or fix them"):
         cache_teacher(compose(CacheConfig, **settings))
     assert not (settings["output"] / "shard_00001.npy").exists()
 
@@ -336,7 +336,7 @@ def test_the_cache_of_another_teacher_is_refused(
     settings: dict[str, Any], kept: Path, teacher: Path, refused: Callable[..., Any]
 ) -> None:
     save_sam(build_sam(MODELS["vit_tiny"]), teacher)
-    with refused(ValueError, r"embeddings of other settings \(teacher_sha256 was .*, is .*\); write it anew"):
+    with refused(ValueError, r"embeddings of other settings \(teacher_sha256 was .*, is .*\); write it again"):
         opened(run(settings))
 
 
@@ -388,7 +388,7 @@ def test_a_cache_that_lacks_photographs_of_the_run_is_refused(
 def test_a_directory_without_a_header_is_no_cache(
     settings: dict[str, Any], tmp_path: Path, refused: Callable[..., Any]
 ) -> None:
-    with refused(ValueError, r"holds no header.json: name a directory of tools/cache_teacher.py"):
+    with refused(ValueError, r"has no header.json; name a directory of tools/cache_teacher.py"):
         opened(run(settings, teacher_cache=tmp_path))
 
 
@@ -397,7 +397,7 @@ def test_a_damaged_header_is_named(
     settings: dict[str, Any], kept: Path, refused: Callable[..., Any], text: str
 ) -> None:
     (kept / "header.json").write_text(text)
-    with refused(ValueError, r"header.json is no header of embeddings \(.*\); delete the directory"):
+    with refused(ValueError, r"header.json is not a valid header \(.*\); delete the directory"):
         opened(run(settings))
 
 

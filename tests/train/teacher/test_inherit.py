@@ -1,4 +1,4 @@
-"""What a smaller encoder starts with: which channels, heads and layers of a larger one."""
+"""Initial weights of a smaller encoder: which channels, heads and layers of a larger one."""
 
 from __future__ import annotations
 
@@ -149,6 +149,6 @@ def test_what_is_not_smaller_is_refused(
 ) -> None:
     student = build_sam(tiny_dense(**{**SMALL, **other}))
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    with refused(ValueError, rf"vit_tiny is of another size than teacher vit_tiny .*\({told}.*\); name weights of its"):
+    with refused(ValueError, rf"vit_tiny does not fit into teacher vit_tiny .*\({told}.*\); name weights of its"):
         inherit(student, teacher)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())

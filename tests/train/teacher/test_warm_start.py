@@ -166,5 +166,5 @@ def test_each_layer_is_told_of(tiny: Callable[..., ModelConfig], randomize: Rand
 def test_without_photographs_there_is_nothing_to_learn_from(
     tiny: Callable[..., ModelConfig], randomize: Randomize, refused: Callable[..., Any]
 ) -> None:
-    with refused(ValueError, "warm_start: there is no photograph to learn from"):
+    with refused(ValueError, "warm_start: no photograph can be used"):
         warmed(started(tiny(), randomize), [])
