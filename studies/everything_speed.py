@@ -37,7 +37,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "encoder": [(ImageEncoder, "encode")],
     "prompt encoder": [(PromptEncoder, "forward")],
     "decoder, attention": [(TwoWayTransformer, "forward"), (decoder, "run_transformer")],
-    "decoder, masks": [(MaskDecoder, "forward"), (decoder, "_logits")],
+    "decoder, masks": [(MaskDecoder, "forward"), (decoder, "mask_logits")],
     "enlarging": [(Sam, "postprocess_masks")],
     "stability, boxes": [
         (original, "calculate_stability_score"),
