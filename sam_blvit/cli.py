@@ -20,7 +20,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from sam_blvit import __version__
 from sam_blvit.commands.flags import joined, list_flags, parsed, registry
-from sam_blvit.commands.recipe import preset_flags, recipe_flags
+from sam_blvit.commands.recipe import named_recipe, preset_flags, recipe_flags
+from sam_blvit.commands.scripts import COMMANDS
 from sam_blvit.config import THRESHOLDS, BenchmarkConfig, EverythingConfig, FlopsConfig, ImportConfig, SegmentConfig
 from sam_blvit.system.allocator import tune_allocator
 from sam_blvit.system.files import check_inputs_stay
@@ -43,14 +44,19 @@ def main(args: Sequence[str] | None = None) -> None:
         "benchmark": benchmark,
         "convert": convert,
         "import": import_,
+        **{name: _subcommand(command) for name, command in COMMANDS.items()},
     }
 
     def parse() -> Action:
+        words = joined(given, list_flags(FlopsConfig, BenchmarkConfig, SegmentConfig))
+        if given and (command := COMMANDS.get(given[0])):
+            words = [given[0], *_flags(_config_type(command), given[1:])]
         return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="sam-blvit",
             description="Segment Anything with a big.LITTLE image encoder. --version prints the version.",
-            args=joined(given, list_flags(FlopsConfig, BenchmarkConfig, SegmentConfig)),
+            args=words,
+            config=(OmitArgPrefixes,),
             registry=registry(),
         )
 
@@ -58,29 +64,21 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(command: Callable[[Any], object], args: Sequence[str] | None = None) -> None:
-    """Call `command`, whose only parameter is a config dataclass, with what the command line says.
+    """Parse the command line of a file in `tools/`, `eval/` or `studies/`, and call `command` with its config.
 
-    A first argument ending in .yaml names a file of settings; flags after it win. Other words before the first flag
-    fill the field that the dataclass names as `positional`.
+    Args:
+        command: A function whose only parameter is a config dataclass.
+        args: The words of the command line, as `_flags` reads them. Default: those of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
-    (config_type,) = (hint for name, hint in typing.get_type_hints(command).items() if name != "return")
-    positional = getattr(config_type, "positional", None)
+    config_type = _config_type(command)
 
     def parse() -> Action:
-        settings, flags = None, given
-        if given and Path(given[0]).suffix in {".yaml", ".yml"}:
-            settings, flags = Path(given[0]), given[1:]
-        words = list(itertools.takewhile(lambda word: positional and not word.startswith("-"), flags))
-        flags = flags[len(words) :] + ([f"--{positional}", *words] if words else [])
-        flags = joined(flags, list_flags(config_type))
-        if settings is not None:
-            flags = recipe_flags(settings, config_type, but=positional if words else None) + flags
-        config = tyro.cli(
+        config: Any = tyro.cli(
             config_type,
             config=(OmitArgPrefixes,),
-            args=preset_flags(config_type, flags) + flags,
-            prog=f"{Path(sys.argv[0]).name} [{'DIR ...' if positional else 'SETTINGS.yaml'}]",
+            args=_flags(config_type, given),
+            prog=f"{Path(sys.argv[0]).name} [{'DIR ...' if hasattr(config_type, 'positional') else 'SETTINGS.yaml'}]",
             description=sys.modules["__main__"].__doc__,
             registry=registry(),
         )
@@ -187,6 +185,39 @@ def import_(model: Positional[str], config: OmitArgPrefixes[ImportConfig]) -> Ac
     from sam_blvit.commands.import_weights import import_weights  # onnx only where it is used
 
     return lambda: print(import_weights(model, config))
+
+
+def _config_type(command: Callable[[Any], object]) -> type:
+    """The config dataclass that `command` takes."""
+    (config_type,) = (hint for name, hint in typing.get_type_hints(command).items() if name != "return")
+    return config_type
+
+
+def _subcommand(command: Callable[[Any], object]) -> Callable[..., Action]:
+    """`command` for tyro: a function of the same config and description that returns the action."""
+
+    def parsed_command(config: Any) -> Action:
+        return functools.partial(command, config)
+
+    parsed_command.__doc__ = command.__doc__
+    parsed_command.__annotations__ = {"config": _config_type(command), "return": Action}
+    return parsed_command
+
+
+def _flags(config_type: type, given: Sequence[str]) -> list[str]:
+    """A command line as flags only: those of its recipe and its preset first, so that later flags override them.
+
+    A first word ending in .yaml names a file of settings, and `--recipe NAME` one of the package's. Other words before
+    the first flag fill the field that the dataclass names as `positional`.
+    """
+    recipe, flags = named_recipe(given)
+    positional = getattr(config_type, "positional", None)
+    words = list(itertools.takewhile(lambda word: positional and not word.startswith("-"), flags))
+    flags = flags[len(words) :] + ([f"--{positional}", *words] if words else [])
+    flags = joined(flags, list_flags(config_type))
+    if recipe is not None:
+        flags = recipe_flags(recipe, config_type, but=positional if words else None) + flags
+    return preset_flags(config_type, flags) + flags
 
 
 def _call(parse: Callable[[], Action]) -> None:

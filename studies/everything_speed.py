@@ -25,7 +25,8 @@ import torch
 from segment_anything import automatic_mask_generator as original
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from sam_blvit import SamAutomaticMaskGenerator, everything, sam_model_registry
+from sam_blvit import SamAutomaticMaskGenerator, sam_model_registry
+from sam_blvit import automatic_mask_generator as everything
 from sam_blvit.data.images import read_image
 from sam_blvit.model import decoder
 from sam_blvit.model.encoder import ImageEncoder

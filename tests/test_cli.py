@@ -13,7 +13,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from PIL import Image
 from sam_blvit.checkpoint.load import base_sha256, save_adapter, save_plain_sam, save_sam
 from sam_blvit.cli import main, run
 from sam_blvit.commands.flags import joined, list_flags
+from sam_blvit.commands.scripts import COMMANDS
 from sam_blvit.config import (
     MODELS,
     BenchmarkConfig,
@@ -377,6 +378,33 @@ def test_help_says_what_the_command_is_for(
 ) -> None:
     docstring = ast.get_docstring(ast.parse((ROOT / script).read_text()))
     assert " ".join(docstring.split()) in help_of(script, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("finetune", ["configs/accelerate.yaml", "--data", "d", "--teacher", "t.pth", "--output", "o", "--lr", "1e-3"]),
+        ("finetune", ["--data", "d", "--teacher", "t.pth", "--output", "o", "--recipe", "accelerate"]),
+        ("finetune", ["--data", "d", "--output", "o", "--keep-ratios", "0.5", "--keep-ratios", "1", "--preset=paper"]),
+        ("report", ["runs/a", "runs/b", "--output", "o"]),
+    ],
+)
+def test_a_subcommand_reads_settings_as_its_file_does(
+    name: str, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def remember(config: object) -> None:
+        seen.append(config)
+
+    (remember.__annotations__["config"],) = (
+        kind for key, kind in get_type_hints(COMMANDS[name]).items() if key != "return"
+    )
+    monkeypatch.setitem(COMMANDS, name, remember)
+    monkeypatch.chdir(ROOT)
+    main([name, *args])
+    run(remember, args)
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("script", ["tools/finetune.py", "eval/run_lvis.py"])

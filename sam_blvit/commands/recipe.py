@@ -15,8 +15,40 @@ from typing import Any
 import tyro
 import yaml
 
+import sam_blvit
 from sam_blvit.commands.flags import flag_of, parsed, registry, takes_many
 from sam_blvit.config import kinds_of, parts_of, preset_of
+
+
+def recipes() -> dict[str, Path]:
+    """The package's recipes by name: a wheel holds them in sam_blvit/recipes, a checkout in configs/."""
+    package = Path(sam_blvit.__file__).parent
+    folder = package / "recipes"
+    folder = folder if folder.is_dir() else package.parent / "configs"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def named_recipe(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file of settings that a command line names, if any, and the other words.
+
+    Args:
+        words: A command line. Its first word may be a .yaml file; `--recipe NAME` may stand anywhere.
+
+    Raises:
+        ValueError: If there is no recipe of that name, or both a file and a recipe are named.
+    """
+    if not any(word.partition("=")[0] == "--recipe" for word in words):
+        first = Path(words[0]) if words and Path(words[0]).suffix in {".yaml", ".yml"} else None
+        return first, list(words[1 if first else 0 :])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    known, others = parser.parse_known_args(words)
+    name = known.recipe or ""
+    if others and Path(others[0]).suffix in {".yaml", ".yml"}:
+        raise ValueError(f"{others[0]} and --recipe {name} are both given; give one of them")
+    if name not in recipes():
+        raise ValueError(f"no recipe named {name!r}; there are {', '.join(recipes())}")
+    return recipes()[name], others
 
 
 def recipe_flags(path: Path, config_type: type, *, but: str | None) -> list[str]:
@@ -66,7 +98,7 @@ def _flat(path: Path, settings: Mapping[str, Any], config_type: type) -> dict[st
 def _settings_in(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; ValueError, one line that names the file, for anything else."""
     if not path.is_file():
-        raise ValueError(f"settings {path} is not a file; configs/ has some")
+        raise ValueError(f"settings {path} is not a file; --recipe NAME uses a recipe of this package")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except UnicodeDecodeError as error:
