@@ -88,7 +88,7 @@ def test_settings_come_from_yaml_and_flags_win(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("nmae: a", "unknown settings nmae; there are name, rates, loud"),
-        ("- a", "holds no settings of the form name: value"),
+        ("- a", "has no settings of the form name: value"),
         ("a: [", "is not YAML"),
         ("name: bad", "name=bad is a bad name; try good"),
         ("rates: [x]\nname: a", "--rates"),
@@ -145,7 +145,7 @@ def test_convert_leaves_its_input_alone(tmp_path: Path, capsys: pytest.CaptureFi
     save_sam(build_sam(MODELS["blvit_tiny"]), path)
     before = path.read_bytes()
     assert "would replace the input" in failing(["convert", str(path), str(path)], capsys)
-    assert "is not named .pth or .pt" in failing(["convert", str(path), str(tmp_path / "x.safetensors")], capsys)
+    assert "must end in .pth or .pt" in failing(["convert", str(path), str(tmp_path / "x.safetensors")], capsys)
     assert path.read_bytes() == before
 
 
@@ -430,7 +430,7 @@ def test_too_little_memory_is_one_line_with_a_remedy(capsys: pytest.CaptureFixtu
     def greedy(config: Numbers) -> None:
         raise error
 
-    assert "; take less at once" in failing([], capsys, lambda args: run(greedy, args))
+    assert "; process less at once" in failing([], capsys, lambda args: run(greedy, args))
 
 
 def test_our_own_mistakes_keep_their_traceback() -> None:
@@ -499,9 +499,9 @@ def test_settings_of_a_recipe_stand_side_by_side_or_below_their_part(tmp_path: P
     [
         ("optimizer: {rate: 1}", "optimizer: unknown settings rate; there are epochs, schedule_steps"),
         ("optimizer: {data: d}", "optimizer: unknown settings data; there are epochs, schedule_steps"),
-        ("optimizer: 3", "optimizer is a part, not a setting; write its settings indented below it"),
-        ("lr: 1.0\noptimizer: {lr: 1.0}", "lr: named twice, alone and in a part; name it once"),
-        ("optimizer: {lr: {lr: 1.0}}", "lr: {'lr': 1.0} is more than one value, where one is expected"),
+        ("optimizer: 3", "optimizer is a group of settings, not a setting; indent its settings below it"),
+        ("lr: 1.0\noptimizer: {lr: 1.0}", "lr: set twice, at the top level and in a group; set it once"),
+        ("optimizer: {lr: {lr: 1.0}}", "lr: {'lr': 1.0} is a collection, but a single value is expected"),
     ],
 )
 def test_a_part_of_a_recipe_that_cannot_be_is_refused(
