@@ -1,5 +1,5 @@
-"""For tools that still ask for a setup.py; everything is in pyproject.toml."""
+"""The list of packages, which pyproject.toml cannot express: those found, and configs/ as sam_blvit.recipes."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(packages=[*find_packages(include=["sam_blvit*"]), "sam_blvit.recipes"])

@@ -1,4 +1,4 @@
-"""Find the protocol under which vanilla SAMs give the paper's six numbers, and freeze it.
+"""`sam-blvit calibrate`: find the protocol that reproduces the paper's six numbers of the original SAMs, and write it.
 
 $ torchrun --nproc-per-node 8 eval/calibrate.py --vit-b sam_vit_b_01ec64.pth --vit-h sam_vit_h_4b8939.pth \\
       --annotations lvis_v1_val.json --images coco --output runs/calibration

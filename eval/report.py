@@ -1,4 +1,4 @@
-"""Join evaluation runs into one table on screen and one page, report.html, that needs nothing but a browser.
+"""`sam-blvit report`: join evaluation runs into one table on screen and one self-contained page, report.html.
 
 $ python eval/report.py runs/lvis runs/coco --output runs/report
 """

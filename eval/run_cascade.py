@@ -1,4 +1,6 @@
-"""Choose thresholds of a Little-Big cascade and test them on other samples, from models or from their saved scores.
+"""`sam-blvit cascade`: choose thresholds of a Little-Big cascade on some samples and test them on others.
+
+The input is models, or their saved scores.
 
 $ python eval/run_cascade.py --models timm:mobilenetv3_small_100 timm:resnet50 --images imagenet/val --output runs/a
 $ python eval/run_cascade.py --models lite:lite0 lite:lite2 --images photographs --labels labels.csv \\

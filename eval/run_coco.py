@@ -1,4 +1,6 @@
-"""Measure the COCO AP of masks prompted by boxes, a detector's or the annotated ones, or point and box mIoU.
+"""`sam-blvit evaluate-coco`: measure the COCO AP of masks prompted by boxes, or point and box mIoU.
+
+The boxes are a detector's or the annotated ones.
 
 $ python eval/run_coco.py --annotations instances_val2017.json --images coco --output runs/coco \\
       --detections coco_instances_results.json --model blvit_b_t --checkpoint blvit_b_t.safetensors

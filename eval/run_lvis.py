@@ -1,4 +1,4 @@
-"""Measure point and box mIoU on LVIS or COCO instances, or the LVIS AP of masks prompted by boxes.
+"""`sam-blvit evaluate-lvis`: measure point and box mIoU on LVIS or COCO, or the LVIS AP of masks prompted by boxes.
 
 $ python eval/run_lvis.py --annotations lvis_v1_val.json --images coco --output runs/lvis \\
       --model blvit_b_t --checkpoint blvit_b_t.safetensors

@@ -1,6 +1,6 @@
-"""Segment Anything with a big.LITTLE image encoder: a drop-in under `SamPredictor`, fast by routing tokens.
+"""Segment Anything with a big.LITTLE image encoder: a drop-in for `SamPredictor` that is faster by routing tokens.
 
-Names are imported when they are first used, so that a command's help does not wait for PyTorch.
+Names are imported on first use, so that a command's help does not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _MODULES = {
     "save_sam": "checkpoint.load",
     "tune_allocator": "system.allocator",
 }
-"""The module that each public name lies in."""
+"""The module that defines each public name."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value  # later uses are plain lookups
+    globals()[name] = value  # later uses are ordinary lookups
     return value
 
 

@@ -1,8 +1,8 @@
-"""`segment_anything.SamAutomaticMaskGenerator` made quicker: every object of a photograph, without prompts.
+"""A faster `segment_anything.SamAutomaticMaskGenerator`: masks every object of a photograph, without prompts.
 
-Its records are the original's, to rounding. Most of its time goes into decoding a grid of points, not into the encoder:
-fewer `points_per_side` make it quicker before a lower keep ratio does. What the original does for every mask is done
-here only for those that are still in question: upscaling for those of high predicted IoU, run lengths for the last.
+The records equal the original's up to rounding. Most of the time goes into decoding a grid of points, not into the
+encoder, so fewer `points_per_side` save more time than a lower keep ratio. The original does every step for every mask.
+Here only masks of high predicted IoU are upscaled, and only the masks that are returned get run lengths.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator as OriginalGenerator
 from segment_anything.modeling import Sam as OriginalSam
@@ -35,16 +32,15 @@ from torchvision.ops.boxes import batched_nms, box_area
 from sam_blvit.config import THRESHOLDS
 from sam_blvit.cost.latency import now
 from sam_blvit.data.images import to_rgb
+from sam_blvit.generator_options import checked_options
 from sam_blvit.model.decoder import bytes_of_a_mask, decode_above, enlarge, in_chunks
 from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor
 
-OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-
 
 @dataclass(frozen=True)
 class Candidates:
-    """n masks as the decoder made them: G * G * 64 bytes each, whatever the photograph's size."""
+    """n masks at the decoder's resolution: G * G * 64 bytes each, for a photograph of any size."""
 
     logits: Tensor
     """(n, 4G, 4G)."""
@@ -53,53 +49,59 @@ class Candidates:
     stability: Tensor
     """(n,)."""
     boxes: Tensor
-    """(n, 4), X0, Y0, X1, Y1 in pixels of the photograph, the last ones inside the mask."""
+    """(n, 4) X0, Y0, X1, Y1 in pixels of the photograph; X1 and Y1 are inclusive."""
     points: Tensor
-    """(n, 2) float64, X, Y in pixels of the photograph."""
+    """(n, 2) float64 X, Y in pixels of the photograph: the point that each mask was predicted from."""
     crops: Tensor
-    """(n,), which crop each was found in."""
+    """(n,) index of the crop that each mask was found in."""
 
     def picked(self, index: Tensor) -> Candidates:
-        """Those that `index` picks, in its order."""
+        """The candidates that `index` selects, in its order."""
         return Candidates(*(getattr(self, field.name)[index] for field in fields(self)))
 
     @classmethod
     def joined(cls, parts: Sequence[Candidates]) -> Candidates:
-        """All of `parts` in their order."""
+        """The candidates of all `parts`, in order."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 class SamAutomaticMaskGenerator(OriginalGenerator):
-    """A drop-in for SAM's own generator; grey, RGBA and PIL images are taken too.
+    """A drop-in replacement for SAM's generator that also accepts grey, RGBA and PIL images.
 
-    Options that cannot be right are a ValueError. Its options, records and public methods are SAM's; the steps in
-    between (`_process_batch` and the like) are not called. `pred_iou_thresh` and `stability_score_thresh` are the
-    model's own, by its config, where they are not given. `points_per_batch` is a bound: fewer are decoded at once where
-    `CHUNK_BYTES` holds fewer.
+    Options, records and public methods are SAM's. The original's private steps, such as `_process_batch`, are not
+    called. `pred_iou_thresh` and `stability_score_thresh` default to the values in the model's config.
+    `points_per_batch` is an upper bound: fewer points are decoded at once if `CHUNK_BYTES` holds fewer.
+
+    Raises:
+        ValueError: If an option is invalid.
     """
 
-    __signature__ = inspect.signature(OriginalGenerator)  # the original's options and defaults, whatever they are
+    __signature__ = inspect.signature(OriginalGenerator)  # the original's options and defaults
 
     def __init__(self, model: OriginalSam, *args: Any, **kwargs: Any) -> None:
         given = self.__signature__.bind(model, *args, **kwargs).arguments
         if isinstance(model, Sam):
             given = {name: getattr(model.config, name) for name in THRESHOLDS} | given
         defaults = {name: option.default for name, option in self.__signature__.parameters.items()}
-        super().__init__(**given | {"point_grids": _checked_options(defaults | given)})
+        super().__init__(**given | {"point_grids": checked_options(defaults | given)})
         self.predictor = SamPredictor(model)
         self.milliseconds: dict[str, float] = {}
-        """What the last photograph took: encoder (crops resized and embedded), decoder, and the rest."""
+        """Time of the last photograph: encoder (resizing and embedding the crops), decoder, and the rest."""
 
     @torch.no_grad()
     def generate(self, image: np.ndarray | Image.Image) -> list[dict[str, Any]]:
-        """One record for each mask of `image`, RGB: `segmentation` in the chosen output mode, `area` in pixels, `bbox`
-        as X, Y, width, height, `predicted_iou`, `stability_score`, `point_coords` and `crop_box`.
+        """Mask every object of an RGB image. Threads may share a generator.
 
-        Threads may share a generator. Raises ValueError for an image that `sam_blvit.data.images.to_rgb` does not take,
-        and for one too small for `crop_n_layers`.
+        Returns:
+            One record for each mask: `segmentation` in the chosen output mode, `area` in pixels, `bbox` as X, Y,
+            width, height, `predicted_iou`, `stability_score`, `point_coords` and `crop_box`.
+
+        Raises:
+            ValueError: If `sam_blvit.data.images.to_rgb` does not accept the image, or it is too small for
+                `crop_n_layers`.
         """
         start = now(self.predictor.device)
-        call = copy.copy(self)  # the photograph and the times are the call's own
+        call = copy.copy(self)  # each call has its own photograph and times
         call.predictor = copy.copy(self.predictor)
         call.milliseconds = {"encoder": 0.0, "decoder": 0.0}
         records = call._records(to_rgb(image))
@@ -111,7 +113,7 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         size = (photograph.shape[0], photograph.shape[1])
         crops, layers = self._crops(size)
         found = Candidates.joined([self._in_crop(photograph, crops, *which) for which in enumerate(layers)])
-        if len(crops) > 1:  # a mask of a smaller crop wins
+        if len(crops) > 1:  # masks of smaller crops win
             found = found.picked(_distinct(found.boxes, 1 / box_area(crops[found.crops]), self.crop_nms_thresh))
         if self.min_mask_region_area > 0:
             found, runs = self._tidied(found, crops, size)
@@ -131,20 +133,23 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         ]
 
     def _crops(self, size: tuple[int, int]) -> tuple[Tensor, list[int]]:
-        """Boxes (n, 4) of the crops of a photograph of `size` (H, W), and the layer of each; ValueError if one is
-        empty."""
-        if 2**self.crop_n_layers <= min(size):  # or more crops a side than pixels
+        """Boxes (n, 4) of the crops of a photograph of `size` (H, W), and the layer of each.
+
+        Raises:
+            ValueError: If a crop would be empty.
+        """
+        if 2**self.crop_n_layers <= min(size):  # otherwise there are more crops along a side than pixels
             boxes, layers = generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
             crops = torch.tensor(boxes)
             if (crops[:, 2:] > crops[:, :2]).all():
                 return crops, layers
         raise ValueError(
-            f"crop_n_layers={self.crop_n_layers} makes crops without pixels of an image of {size[1]} x {size[0]} "
-            "(width x height); pass fewer layers"
+            f"crop_n_layers={self.crop_n_layers} makes empty crops of an image of {size[1]} x {size[0]} "
+            "(width x height); use fewer layers"
         )
 
     def _in_crop(self, photograph: np.ndarray, crops: Tensor, crop: int, layer: int) -> Candidates:
-        """The distinct masks that the points of `layer` find in the crop of that index."""
+        """The distinct masks that the points of `layer` give in the crop with index `crop`."""
         x0, y0, x1, y1 = crops[crop].tolist()
         start = now(self.predictor.device)
         self.predictor.set_image(photograph[y0:y1, x0:x1])
@@ -164,7 +169,7 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         )
 
     def _at_points(self, points: Tensor) -> Candidates:
-        """The masks that are good enough of some `points` (n, 2) of the crop that is set, in its pixels."""
+        """The masks of `points` (n, 2), in pixels of the current crop, that pass both thresholds."""
         predictor = self.predictor
         start = now(predictor.device)
         coords = torch.as_tensor(
@@ -196,7 +201,7 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         return found
 
     def _judged(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Stability scores (n,) and boxes (n, 4) of the masks of `logits` (n, 4G, 4G) on the crop that is set."""
+        """Stability scores (n,) and boxes (n, 4) of masks from `logits` (n, 4G, 4G), in pixels of the current crop."""
         if not len(logits):
             return torch.zeros(0), torch.zeros(0, 4, dtype=torch.long)
         predictor, limit, offset = self.predictor, self.predictor.model.mask_threshold, self.stability_score_offset
@@ -210,7 +215,7 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         return inside / outside, torch.from_numpy(boxes_of(masks.numpy()))
 
     def _mask(self, found: Candidates, index: int, crops: Tensor, size: tuple[int, int]) -> np.ndarray:
-        """The candidate of that index as (H, W) on the photograph of `size`."""
+        """The mask (H, W) of the candidate with index `index` on a photograph of `size`."""
         x0, y0, x1, y1 = crops[found.crops[index]].tolist()
         transform = self.predictor.transform
         resized = transform.get_preprocess_shape(y1 - y0, x1 - x0, transform.target_length)
@@ -220,9 +225,12 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         return whole
 
     def _tidied(self, found: Candidates, crops: Tensor, size: tuple[int, int]) -> tuple[Candidates, list[np.ndarray]]:
-        """`found` and their run lengths, holes filled and islands removed that are below the least area.
+        """Fill holes and remove islands below the minimum area.
 
-        Where two overlap too much now, the one that was not touched stays.
+        If two masks overlap too much afterwards, the unchanged one is kept.
+
+        Returns:
+            The remaining candidates and their run lengths.
         """
         runs, boxes, untouched = [], [], []
         for i in range(len(found.boxes)):
@@ -238,73 +246,15 @@ class SamAutomaticMaskGenerator(OriginalGenerator):
         return found.picked(kept), [runs[i] for i in kept]
 
     def _segmentation(self, runs: np.ndarray, size: tuple[int, int]) -> np.ndarray | dict[str, Any]:
-        """A mask on a photograph of `size` from its run lengths, in the chosen output mode."""
+        """A mask of a photograph of `size` in the chosen output mode, from its run lengths."""
         if self.output_mode == "binary_mask":
             return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[1], size[0]).T
         rle = {"size": list(size), "counts": runs.tolist()}
         return coco_encode_rle(rle) if self.output_mode == "coco_rle" else rle
 
 
-def _checked_options(options: dict[str, Any]) -> list[np.ndarray] | None:
-    """The `point_grids` of a generator's `options` as arrays; ValueError names an option that cannot be right."""
-    for name, least in (("points_per_side", 1), ("points_per_batch", 1), ("crop_n_layers", 0)):
-        value = options[name]
-        if not (isinstance(value, Integral) and int(value) >= least) and not (
-            name == "points_per_side" and value is None
-        ):
-            raise ValueError(f"{name}={value!r} is not a whole number from {least} on")
-    for name in (
-        "pred_iou_thresh",
-        "stability_score_thresh",
-        "box_nms_thresh",
-        "crop_nms_thresh",
-        "min_mask_region_area",
-    ):
-        _check_number(name, options[name])
-    _check_number("stability_score_offset", options["stability_score_offset"], least=-sys.float_info.max)
-    _check_number("crop_overlap_ratio", options["crop_overlap_ratio"], least=0, most=1)
-    _check_number("crop_n_points_downscale_factor", options["crop_n_points_downscale_factor"], least=1)
-    if options["output_mode"] not in OUTPUT_MODES:
-        raise ValueError(f"output_mode={options['output_mode']!r} is not one of {', '.join(OUTPUT_MODES)}")
-    side, grids, last = options["points_per_side"], options["point_grids"], options["crop_n_layers"]
-    if (side is None) == (grids is None):
-        raise ValueError("pass points_per_side or point_grids, and None for the other")
-    if grids is not None:
-        return _checked_grids(grids, layers=1 + last)
-    if side < options["crop_n_points_downscale_factor"] ** last:
-        raise ValueError(
-            f"points_per_side={side} leaves no points for crops of layer {last}; pass more, or fewer layers"
-        )
-    return None
-
-
-def _check_number(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf) -> None:
-    if not (isinstance(value, Real) and least <= float(value) <= most):  # NaN is within nothing
-        raise ValueError(
-            f"{name}={value!r} is not a number" + ("" if least == -math.inf else f" from {least:g} to {most:g}")
-        )
-
-
-def _checked_grids(grids: Sequence[ArrayLike], *, layers: int) -> list[np.ndarray]:
-    """Points (n, 2) for each of the layers, as shares of a crop's width and height."""
-    try:
-        arrays = [np.asarray(grid, dtype=np.float64) for grid in grids]
-    except (TypeError, ValueError) as error:
-        raise ValueError("point_grids is no list of arrays (n, 2) of numbers, one for each layer") from error
-    if len(arrays) < layers:
-        raise ValueError(
-            f"point_grids has {len(arrays)} grids for {layers} layers, the image and crop_n_layers of crops"
-        )
-    for grid in arrays:
-        if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
-            raise ValueError(f"point_grids has one of shape {grid.shape}: (n, 2) is expected, X, Y of each point")
-        if not ((grid >= 0) & (grid <= 1)).all():
-            raise ValueError("point_grids has points outside 0 to 1; pass shares of the width and height, not pixels")
-    return arrays
-
-
 def run_lengths(mask: np.ndarray) -> np.ndarray:
-    """How many pixels of `mask` (H, W) are alike, column by column, beginning with those outside: COCO's counts."""
+    """Run lengths of `mask` (H, W) in column-major order, starting with background: COCO's counts."""
     pixels = mask.T.reshape(-1)
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     first = [0, 0] if pixels[0] else [0]
@@ -312,7 +262,7 @@ def run_lengths(mask: np.ndarray) -> np.ndarray:
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """Boxes (n, 4) around `masks` (n, H, W): X0, Y0, X1, Y1, the last ones inside; zeros around nothing."""
+    """Boxes (n, 4) X0, Y0, X1, Y1 around `masks` (n, H, W); X1 and Y1 are inclusive. Empty masks have zeros."""
     columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
     first = [lines.argmax(axis=1) for lines in (columns, rows)]
     last = [lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1) for lines in (columns, rows)]
@@ -320,7 +270,7 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
 
 
 def _distinct(boxes: Tensor, scores: Tensor, most_overlap: float) -> Tensor:
-    """Which of `boxes` (n, 4) stay, the highest of `scores` (n,) first: none that overlaps a better one more."""
+    """Non-maximum suppression: indices of the `boxes` (n, 4) to keep, by falling `scores` (n,)."""
     return batched_nms(boxes.float(), scores, torch.zeros(len(boxes)), most_overlap)
 
 

@@ -1,6 +1,6 @@
-"""The command line: YAML and flags to a dataclass, errors to one line.
+"""The command line: YAML and flags become a config dataclass, and errors become one line.
 
-A command imports PyTorch when it runs: help and mistakes in flags answer within a second.
+A command imports PyTorch when it runs, so that help and errors in flags appear within a second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from sam_blvit import __version__
 from sam_blvit.commands.flags import joined, list_flags, parsed, registry
-from sam_blvit.commands.recipe import preset_flags, recipe_flags
+from sam_blvit.commands.recipe import named_recipe, preset_flags, recipe_flags
+from sam_blvit.commands.scripts import COMMANDS
 from sam_blvit.config import THRESHOLDS, BenchmarkConfig, EverythingConfig, FlopsConfig, ImportConfig, SegmentConfig
 from sam_blvit.system.allocator import tune_allocator
 from sam_blvit.system.files import check_inputs_stay
@@ -43,14 +44,19 @@ def main(args: Sequence[str] | None = None) -> None:
         "benchmark": benchmark,
         "convert": convert,
         "import": import_,
+        **{name: _subcommand(command) for name, command in COMMANDS.items()},
     }
 
     def parse() -> Action:
+        words = joined(given, list_flags(FlopsConfig, BenchmarkConfig, SegmentConfig))
+        if given and (command := COMMANDS.get(given[0])):
+            words = [given[0], *_flags(_config_type(command), given[1:])]
         return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="sam-blvit",
             description="Segment Anything with a big.LITTLE image encoder. --version prints the version.",
-            args=joined(given, list_flags(FlopsConfig, BenchmarkConfig, SegmentConfig)),
+            args=words,
+            config=(OmitArgPrefixes,),
             registry=registry(),
         )
 
@@ -58,29 +64,21 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(command: Callable[[Any], object], args: Sequence[str] | None = None) -> None:
-    """Call `command`, whose only parameter is a config dataclass, with what the command line says.
+    """Parse the command line of a file in `tools/`, `eval/` or `studies/`, and call `command` with its config.
 
-    A first argument ending in .yaml names a file of settings; flags after it win. Other words before the first flag
-    fill the field that the dataclass names as `positional`.
+    Args:
+        command: A function whose only parameter is a config dataclass.
+        args: The words of the command line, as `_flags` reads them. Default: those of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
-    (config_type,) = (hint for name, hint in typing.get_type_hints(command).items() if name != "return")
-    positional = getattr(config_type, "positional", None)
+    config_type = _config_type(command)
 
     def parse() -> Action:
-        settings, flags = None, given
-        if given and Path(given[0]).suffix in {".yaml", ".yml"}:
-            settings, flags = Path(given[0]), given[1:]
-        words = list(itertools.takewhile(lambda word: positional and not word.startswith("-"), flags))
-        flags = flags[len(words) :] + ([f"--{positional}", *words] if words else [])
-        flags = joined(flags, list_flags(config_type))
-        if settings is not None:
-            flags = recipe_flags(settings, config_type, but=positional if words else None) + flags
-        config = tyro.cli(
+        config: Any = tyro.cli(
             config_type,
             config=(OmitArgPrefixes,),
-            args=preset_flags(config_type, flags) + flags,
-            prog=f"{Path(sys.argv[0]).name} [{'DIR ...' if positional else 'SETTINGS.yaml'}]",
+            args=_flags(config_type, given),
+            prog=f"{Path(sys.argv[0]).name} [{'DIR ...' if hasattr(config_type, 'positional') else 'SETTINGS.yaml'}]",
             description=sys.modules["__main__"].__doc__,
             registry=registry(),
         )
@@ -93,9 +91,9 @@ def segment(images: Positional[tuple[Path, ...]], config: OmitArgPrefixes[Segmen
     """Mask one object of each photograph: mask, overlay and JSON.
 
     Args:
-        images: Photographs, and directories of them; the prompts are the same for each.
+        images: Photographs, and directories of photographs. All get the same prompts.
     """
-    from sam_blvit.commands.segment import segment as action  # PyTorch only where it is used
+    from sam_blvit.commands.segment import segment as action  # imports PyTorch
 
     def masked() -> None:
         for result in action(images, config):
@@ -113,7 +111,7 @@ def everything(images: Positional[tuple[Path, ...]], config: OmitArgPrefixes[Eve
     """Mask every object of each photograph: picture and JSON.
 
     Args:
-        images: Photographs, and directories of them.
+        images: Photographs, and directories of photographs.
     """
     from sam_blvit.commands.everything import segment_everything as action
 
@@ -133,10 +131,10 @@ def everything(images: Positional[tuple[Path, ...]], config: OmitArgPrefixes[Eve
 
 
 def flops(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefixes[FlopsConfig]) -> Action:
-    """Count multiply-accumulates of models, by part and in both conventions in use.
+    """Count multiply-accumulates of models, by part, in both common conventions.
 
     Args:
-        models: Registry names; every model if none is named.
+        models: Registry names. Default: every model.
     """
     from sam_blvit.cost.macs import flops as action
 
@@ -147,20 +145,20 @@ def benchmark(models: Positional[tuple[str, ...]] = (), *, config: OmitArgPrefix
     """Time models side by side: encoder and decoder, first call and warm, and their memory.
 
     Args:
-        models: Registry names, checkpoints of ours, or module:function, which returns a segment_anything Sam; times are
-            compared with the first. Default: blvit_b_t, vit_b and segment_anything's own ViT-B.
+        models: Registry names, checkpoints of this package, or module:function, which returns a segment_anything Sam.
+            Times are compared with the first. Default: blvit_b_t, vit_b and segment_anything's ViT-B.
     """
     from sam_blvit.benchmark.cells import DEFAULT_MODELS
-    from sam_blvit.benchmark.command import benchmark as action  # matplotlib only where it is used
+    from sam_blvit.benchmark.command import benchmark as action  # imports matplotlib
 
     return lambda: print(action(models or DEFAULT_MODELS, config), end="")
 
 
 def convert(checkpoint: Positional[Path], output: Positional[Path], base: Path | None = None) -> Action:
-    """Write a plain SAM .pth from the performance blocks, neck, prompt encoder and decoder of one of our checkpoints.
+    """Write the SAM inside a checkpoint of this package as a plain SAM .pth, without its big.LITTLE parts.
 
     Args:
-        checkpoint: One of our .safetensors.
+        checkpoint: A .safetensors checkpoint of this package.
         output: The .pth to write.
         base: The SAM that an adapter was trained for, if the checkpoint is an adapter.
     """
@@ -169,7 +167,7 @@ def convert(checkpoint: Positional[Path], output: Positional[Path], base: Path |
 
     def action() -> None:
         if output.suffix not in PLAIN_SUFFIXES:
-            raise ValueError(f"output {output} is not named {' or '.join(PLAIN_SUFFIXES)}, as a plain SAM is")
+            raise ValueError(f"output {output} must end in {' or '.join(PLAIN_SUFFIXES)}, as plain SAM files do")
         check_inputs_stay([output], [checkpoint, base])
         sam = load_sam(checkpoint, base)
         left_out = save_plain_sam(sam, output)
@@ -179,42 +177,75 @@ def convert(checkpoint: Positional[Path], output: Positional[Path], base: Path |
 
 
 def import_(model: Positional[str], config: OmitArgPrefixes[ImportConfig]) -> Action:
-    """Write a checkpoint of ours from a plain ViT (DINOv2, MAE, DeiT) and from an exported SAM decoder.
+    """Write a checkpoint of this package from a plain ViT (DINOv2, MAE, DeiT) and an exported SAM decoder.
 
     Args:
-        model: Registry name of the dense model that the weights are for, as in vit_s.
+        model: Registry name of the dense model that receives the weights, such as vit_s.
     """
-    from sam_blvit.commands.import_weights import import_weights  # onnx only where it is used
+    from sam_blvit.commands.import_weights import import_weights  # imports onnx
 
     return lambda: print(import_weights(model, config))
 
 
+def _config_type(command: Callable[[Any], object]) -> type:
+    """The config dataclass that `command` takes."""
+    (config_type,) = (hint for name, hint in typing.get_type_hints(command).items() if name != "return")
+    return config_type
+
+
+def _subcommand(command: Callable[[Any], object]) -> Callable[..., Action]:
+    """`command` for tyro: a function of the same config and description that returns the action."""
+
+    def parsed_command(config: Any) -> Action:
+        return functools.partial(command, config)
+
+    parsed_command.__doc__ = command.__doc__
+    parsed_command.__annotations__ = {"config": _config_type(command), "return": Action}
+    return parsed_command
+
+
+def _flags(config_type: type, given: Sequence[str]) -> list[str]:
+    """A command line as flags only: those of its recipe and its preset first, so that later flags override them.
+
+    A first word ending in .yaml names a file of settings, and `--recipe NAME` one of the package's. Other words before
+    the first flag fill the field that the dataclass names as `positional`.
+    """
+    recipe, flags = named_recipe(given)
+    positional = getattr(config_type, "positional", None)
+    words = list(itertools.takewhile(lambda word: positional and not word.startswith("-"), flags))
+    flags = flags[len(words) :] + ([f"--{positional}", *words] if words else [])
+    flags = joined(flags, list_flags(config_type))
+    if recipe is not None:
+        flags = recipe_flags(recipe, config_type, but=positional if words else None) + flags
+    return preset_flags(config_type, flags) + flags
+
+
 def _call(parse: Callable[[], Action]) -> None:
-    """Parse, then act; bad input of either kind ends in one line and exit code 2."""
+    """Parse the command line and run the command. Bad input of either kind exits with one line and code 2."""
     tune_allocator()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows a path all the same
+            stream.reconfigure(errors="backslashreplace")  # so that a terminal without Unicode still shows any path
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             parsed(parse)()
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         sys.stderr.close()
     except (ValueError, OSError) as error:
         _fail(str(error))
     except MemoryError as error:
-        _fail(f"out of memory ({error}); take less at once")
+        _fail(f"out of memory ({error}); process less at once")
     except RuntimeError as error:
         if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
             raise
-        _fail(f"{error}; take less at once: fewer prompts, or in training a smaller batch or --checkpoint-layers")
+        _fail(f"{error}; process less at once: fewer prompts, or in training a smaller batch or --checkpoint-layers")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
 def _show(*lines: str) -> None:
-    """Print `lines` above a progress bar, if there is one."""
+    """Print `lines`, above the progress bar if there is one."""
     from tqdm import tqdm
 
     tqdm.write("\n".join(lines))

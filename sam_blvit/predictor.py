@@ -1,8 +1,8 @@
-"""`segment_anything.SamPredictor`, with prompts checked and any photograph taken.
+"""`segment_anything.SamPredictor` with checked prompts and support for any photograph.
 
-Results on ordinary input are the original's, to rounding of float32. What the original turns into a stack trace
-from inside the model, or into a mask of nothing, stops here with one line: a point at NaN, a box inside out, labels
-that do not match their points. Any number of prompts is taken at once.
+Results on ordinary input equal the original's up to float32 rounding. Invalid input that gives a stack trace from
+inside the model or an empty mask in the original raises a one-line error here: a point at NaN, a box with swapped
+corners, labels that do not match their points. Any number of prompts may be passed at once.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ IMAGE_FORMATS = ("RGB", "BGR")
 
 
 class NoImageError(ValueError, RuntimeError):
-    """A prediction without an image; a RuntimeError too, as code written for segment_anything catches it."""
+    """No image is set. Also a RuntimeError, which code written for segment_anything catches."""
 
 
 class SamPredictor(OriginalPredictor):
-    """Embeds a photograph once, then predicts masks for any number of prompts; a drop-in for SAM's own.
+    """Embeds a photograph once, then predicts masks for any number of prompts; a drop-in for SAM's predictor.
 
-    Threads may share one: each call sees one photograph from beginning to end, the one set last. A thread that sets
-    its own photographs needs a predictor of its own; they may share the model.
+    Threads may share a predictor: each call uses the photograph that was set last, from beginning to end. Threads that
+    set different photographs need separate predictors, which may share the model.
     """
 
     original_size: tuple[int, int]
     encoding: PhotographEncoding | None
-    """What the encoder returned for the image that was set. None without an image, and where the encoder returns its
-    embedding alone: a compiled, hooked or wrapped one, or another model's."""
+    """The encoder's output for the current image. None if no image is set, or if the encoder returns only the
+    embedding: a compiled, hooked or wrapped encoder, or another model's."""
 
     def __init__(self, sam_model: OriginalSam) -> None:
         self._lock = threading.RLock()
@@ -53,22 +53,26 @@ class SamPredictor(OriginalPredictor):
         self.transform = Resize(sam_model.image_encoder.img_size)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the lock, of which every copy has its own."""
+        """The attributes without the lock; every copy gets its own lock."""
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What copying and unpickling fill a new predictor with."""
+        """Restore the attributes when copying or unpickling."""
         self.__dict__.update(state, _lock=threading.RLock())
 
     def compile(self) -> None:
-        """Compile the model's encoder, for all who use the model; `sam_blvit.compile_encoder` says what that means."""
+        """Compile the model's encoder for every user of the model; see `sam_blvit.compile_encoder`."""
         compile_encoder(self.model.image_encoder)
 
     def set_image(self, image: np.ndarray | Image.Image, image_format: str = "RGB") -> None:
-        """Embed `image`: a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image.
+        """Embed an image. After an error no image is set.
 
-        `image_format` is the order of its colours, RGB or BGR. Raises ValueError on anything else; no image is set
-        then.
+        Args:
+            image: A uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image.
+            image_format: Order of the colours, RGB or BGR.
+
+        Raises:
+            ValueError: If the image has another shape or type, or the format is unknown.
         """
         with self._lock:
             self.reset_image()
@@ -77,8 +81,15 @@ class SamPredictor(OriginalPredictor):
             super().set_image(to_rgb(image), image_format)
 
     def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: Sequence[int]) -> None:
-        """Embed `transformed_image` (1, 3, h, w), resized by `transform` from a photograph of `original_image_size`
-        (H, W). Raises ValueError on anything else; no image is set then."""
+        """Embed a resized image. After an error no image is set.
+
+        Args:
+            transformed_image: (1, 3, h, w), resized by `transform`.
+            original_image_size: (H, W) of the photograph before resizing.
+
+        Raises:
+            ValueError: If the image has another shape or size.
+        """
         with self._lock:
             self.reset_image()
             shape, side = tuple(transformed_image.shape), self.transform.target_length
@@ -93,7 +104,7 @@ class SamPredictor(OriginalPredictor):
                 )
             size, model = _checked_size(original_image_size), self.model
             if not isinstance(model, Sam) or not is_plain(model.image_encoder, (ImageEncoder,)):
-                super().set_torch_image(transformed_image, size)  # which calls the encoder as a module
+                super().set_torch_image(transformed_image, size)  # it calls the encoder as a module
                 return
             self.encoding = model.encode_photograph(transformed_image[0])
             self.features = self.encoding.embedding
@@ -101,7 +112,7 @@ class SamPredictor(OriginalPredictor):
             self.is_image_set = True
 
     def reset_image(self) -> None:
-        """Forget the image that was set."""
+        """Forget the current image."""
         with self._lock:
             super().reset_image()
             self.encoding = None
@@ -115,15 +126,23 @@ class SamPredictor(OriginalPredictor):
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks for one prompt on the image that was set. All coordinates are pixels of that image, (H, W).
+        """Predict masks for one prompt. Coordinates are pixels of the current image, (H, W).
 
-        `point_coords` (n, 2), each X, Y; `point_labels` (n,), 1 on the object and 0 off it; `box` (4,), X0, Y0, X1,
-        Y1; `mask_input` (1, 256, 256), logits of an earlier prediction (a quarter of the encoder's side).
-        Points may lie outside the image, as the original's; a box may reach over the edge, as detectors' boxes do, but
-        not lie wholly outside. No prompt at all is answered too, by whatever the model thinks best.
+        Without any prompt the model chooses an object.
 
-        Returns masks (C, H, W) bool (logits if `return_logits`), predicted IoU (C,), and logits (C, 256, 256), where
-        C is 3 if `multimask_output`, else 1. Raises ValueError naming a prompt that cannot be right.
+        Args:
+            point_coords: (n, 2) X, Y of each point. Points may lie outside the image, as in the original.
+            point_labels: (n,) 1 on the object, 0 off it.
+            box: (4,) X0, Y0, X1, Y1. It must overlap the image but may reach over its edge, as detectors' boxes do.
+            mask_input: (1, 256, 256) logits of an earlier prediction (a quarter of the encoder's side).
+            multimask_output: Whether to return three masks (C = 3) or one (C = 1).
+            return_logits: Whether to return logits instead of boolean masks.
+
+        Returns:
+            Masks (C, H, W), predicted IoU (C,) and low-resolution logits (C, 256, 256).
+
+        Raises:
+            ValueError: If a prompt is invalid.
         """
         with self._lock:
             self._require_image()
@@ -148,12 +167,23 @@ class SamPredictor(OriginalPredictor):
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Masks for P prompts on the image that was set, coordinates in pixels of the resized image (see `transform`).
+        """Predict masks for P prompts. Coordinates are pixels of the resized image (see `transform`).
 
-        `point_coords` (P, n, 2), `point_labels` (P, n), `boxes` (P, 4), `mask_input` (P, 1, 4G, 4G); ValueError, as
-        `sam_blvit.model.prompts.check_prompts` says, for others. Besides its results it needs some
-        `sam_blvit.model.decoder.CHUNK_BYTES`, however many prompts there are.
-        Returns masks (P, C, H, W) bool (logits if `return_logits`), predicted IoU (P, C) and logits (P, C, 4G, 4G).
+        In addition to its results it needs about `sam_blvit.model.decoder.CHUNK_BYTES`, for any number of prompts.
+
+        Args:
+            point_coords: (P, n, 2) X, Y of each point.
+            point_labels: (P, n) 1 on the object, 0 off it.
+            boxes: (P, 4) X0, Y0, X1, Y1.
+            mask_input: (P, 1, 4G, 4G) logits of earlier predictions.
+            multimask_output: Whether to return three masks (C = 3) or one (C = 1) for each prompt.
+            return_logits: Whether to return logits instead of boolean masks.
+
+        Returns:
+            Masks (P, C, H, W), predicted IoU (P, C) and low-resolution logits (P, C, 4G, 4G).
+
+        Raises:
+            ValueError: If `sam_blvit.model.prompts.check_prompts` rejects a prompt.
         """
         with self._lock:
             self._require_image()
@@ -163,29 +193,36 @@ class SamPredictor(OriginalPredictor):
         return masks, predicted, logits
 
     def get_image_embedding(self) -> torch.Tensor:
-        """The embedding of the image that was set, (1, 256, G, G); ValueError if there is none."""
+        """The embedding (1, 256, G, G) of the current image."""
         with self._lock:
             self._require_image()
             return super().get_image_embedding()
 
     def _require_image(self) -> None:
         if not self.is_image_set:
-            raise NoImageError("no image is set; call set_image(image) before asking for masks or its embedding")
+            raise NoImageError("no image is set; call set_image(image) first")
 
     def _checked_mask(self, mask_input: ArrayLike) -> np.ndarray:
         mask = _as_floats(mask_input, "mask_input").astype(np.float32)
         expected = (1, *self.model.prompt_encoder.mask_input_size)
         if mask.shape != expected:
             raise ValueError(
-                f"mask_input of shape {mask.shape}: {expected} is expected, one of the logits that predict returns last"
+                f"mask_input of shape {mask.shape}: {expected} is expected, low-resolution logits that predict returned"
             )
         if not np.isfinite(mask).all():
-            raise ValueError("mask_input holds NaN or infinity; pass the logits that predict returns last")
+            raise ValueError("mask_input has NaN or infinity; pass low-resolution logits that predict returned")
         return mask
 
 
 def checked_points(coords: ArrayLike, labels: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-    """Finite points (n, 2) float64 and their labels (n,) int32, or ValueError."""
+    """Check and convert points and labels.
+
+    Returns:
+        Points (n, 2) float64 and their labels (n,) int32.
+
+    Raises:
+        ValueError: If a shape does not match, a point is not finite or a label is unknown.
+    """
     points = _as_floats(coords, "point_coords")
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"point_coords of shape {points.shape}: (n, 2) is expected, one X, Y for each point")
@@ -201,12 +238,12 @@ def checked_points(coords: ArrayLike, labels: ArrayLike | None) -> tuple[np.ndar
         finite = np.isfinite(points.astype(np.float32)).all(-1)
     if not finite.all():
         x, y = points[~finite][0]
-        raise ValueError(f"point_coords has {x:g},{y:g}, which is no place; pass finite X, Y in pixels")
+        raise ValueError(f"point_coords has {x:g},{y:g}, which is not a position; pass finite X, Y in pixels")
     return points, marks.astype(np.int32)
 
 
 def check_inside(points: np.ndarray, *, size: tuple[int, int]) -> None:
-    """ValueError if one of `points` (n, 2) lies outside an image of `size` (H, W)."""
+    """Raise ValueError if one of `points` (n, 2) lies outside an image of `size` (H, W)."""
     height, width = size
     outside = points[~((points >= 0) & (points < (width, height))).all(-1)]
     if len(outside):
@@ -215,7 +252,14 @@ def check_inside(points: np.ndarray, *, size: tuple[int, int]) -> None:
 
 
 def checked_box(box: ArrayLike, *, size: tuple[int, int]) -> np.ndarray:
-    """Box (4,) float64 as X0, Y0, X1, Y1 that overlaps an image of `size` (H, W), or ValueError."""
+    """Check and convert a box.
+
+    Returns:
+        X0, Y0, X1, Y1 (4,) float64.
+
+    Raises:
+        ValueError: If the box is malformed or does not overlap an image of `size` (H, W).
+    """
     corners = _as_floats(box, "box")
     if corners.shape not in ((4,), (1, 4)):
         raise ValueError(f"box of shape {corners.shape}: 4 numbers are expected, X0, Y0, X1, Y1")
@@ -224,10 +268,10 @@ def checked_box(box: ArrayLike, *, size: tuple[int, int]) -> np.ndarray:
     with np.errstate(over="ignore"):
         finite = np.isfinite(corners.astype(np.float32)).all()
     if not finite:
-        raise ValueError(f"box {text} holds NaN or infinity; pass X0, Y0, X1, Y1 in pixels")
+        raise ValueError(f"box {text} has NaN or infinity; pass X0, Y0, X1, Y1 in pixels")
     x0, y0, x1, y1 = corners
     if x0 > x1 or y0 > y1:
-        raise ValueError(f"box {text} is inside out; pass X0, Y0, X1, Y1 with X0 <= X1 and Y0 <= Y1 (not x, y, w, h)")
+        raise ValueError(f"box {text} has swapped corners; pass X0, Y0, X1, Y1 (not x, y, w, h), X0 <= X1 and Y0 <= Y1")
     height, width = size
     if x1 < 0 or y1 < 0 or x0 >= width or y0 >= height:
         raise ValueError(f"box {text} is outside the image of {width} x {height} pixels (width x height)")
@@ -240,7 +284,7 @@ def _checked_size(size: Sequence[int]) -> tuple[int, int]:
     except (TypeError, ValueError):
         height, width = 0, 0
     if min(height, width) < 1:
-        raise ValueError(f"original_image_size={size!r} is not (H, W), two whole numbers of pixels")
+        raise ValueError(f"original_image_size={size!r} is not (H, W), two positive integers")
     return height, width
 
 
@@ -248,4 +292,4 @@ def _as_floats(values: ArrayLike, name: str) -> np.ndarray:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no array of numbers on the CPU: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{name} is not an array of numbers on the CPU: {str(error).splitlines()[0]}") from error

@@ -34,7 +34,7 @@ CHANNELS = 64
 def asked(
     name: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, TokenGrid]:
-    """What `attend` is given, laid out as projections leave it."""
+    """The inputs of `attend`, in the memory layout that the projections produce."""
     groups, heads, queries, blocks = SHAPES[name]
     grid = TokenGrid.of(blocks, device)
 
@@ -50,7 +50,7 @@ def asked(
 
 @torch.no_grad()
 def medians(name: str, dtype: torch.dtype, device: torch.device) -> tuple[str, dict[str, float]]:
-    """The backend that would be taken, and milliseconds of each."""
+    """The backend chosen by `fastest_backend`, and the milliseconds of each."""
     given = asked(name, dtype, device)
     backends = [backend for backend in BACKENDS if backend != ("tiles" if device.type == "cuda" else "flex")]
     spent: dict[str, list[float]] = {backend: [] for backend in backends}

@@ -1,4 +1,4 @@
-"""Box mIoU of answering every box with the box itself: the least that a promptable model must beat.
+"""Box mIoU of filling every prompt box: the baseline that a promptable model must beat.
 
 $ python studies/box_filling.py instances.json
 """

@@ -1,9 +1,9 @@
-"""Images a second of our evaluation and of a plain loop over SamPredictor, the code people write, side by side.
+"""Images per second of this package's evaluation and of a plain loop over SamPredictor, side by side.
 
 $ python studies/evaluation_speed.py instances.json IMAGES [NUMBER_OF_IMAGES]
 
-The two take turns, so that what else the machine does falls on both. Both answer box, one point and three points for
-every object with blvit_tiny and count IoU at full size; ours adds Boundary IoU.
+The two take turns, so that other load affects both equally. Both predict masks from a box, one point and three points
+for every object with blvit_tiny and compute IoU at full size; the evaluation adds Boundary IoU.
 """
 
 import statistics

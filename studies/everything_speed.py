@@ -1,10 +1,10 @@
-"""Seconds of our everything mode and of segment_anything's on the same model, side by side, and where they go.
+"""Seconds of this package's everything mode and of segment_anything's on the same model, by stage.
 
 $ python studies/everything_speed.py [--model blvit_tiny] [--image-size 1024] [--points-per-side 32]
 
 At 1024 px the decoder has SAM's own size in blvit_tiny too, with trained weights. The two take turns on the CPU, so
-that what else the machine does falls on both; first their masks must be the same. Thresholds are set where half of the
-masks pass each, for a small model's predictions are lower than SAM's, which the defaults are for.
+that other load affects both equally; their masks are compared first. Half of the masks pass each threshold, because a
+small model's predictions are lower than SAM's, for which the defaults are made.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Encoders of other fast SAMs' shapes, with random weights, in segment_anything's own Sam: for time, not for masks.
+"""Encoders of other fast SAMs' shapes, with random weights, in segment_anything's own Sam, for timing only.
 
 $ sam-blvit benchmark blvit_b_t studies.rivals:mobile_sam studies.rivals:efficient_sam_ti
 

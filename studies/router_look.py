@@ -1,10 +1,10 @@
-"""What routers look at: shares on edges and insides of objects, how much of it stays under small changes, pictures.
+"""Where routers place primary tokens: shares on edges and inside objects, stability under small changes, pictures.
 
 $ python studies/router_look.py instances.json IMAGES CHECKPOINT [CHECKPOINT ...] --output DIR
 
 A token is on an edge if its cell of 16 x 16 pixels has pixels of an annotated object and pixels outside of it, and
-inside if its cell lies in an object wholly and on no edge. Tokens on padding count nowhere. Chance is the share of all
-tokens of a photograph, for whoever chooses blindly within each window.
+inside if its cell lies wholly in an object and on no edge. Tokens on padding are ignored. Chance is the share among all
+tokens of a photograph, which a random choice within each window would give.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Look:
 
 
 def looks(sam: Sam, images: Sequence[ImageFile], instances: Sequence[Instance]) -> list[Look]:
-    """Where the primary tokens of `sam`, as it is, lie on each of `images`."""
+    """Where the primary tokens of `sam` lie on each of `images`."""
     found = []
     read = photographs(images, by_image(instances), side=sam.image_encoder.img_size)
     for photograph in tqdm(read, total=len(images), unit="image"):
@@ -137,7 +137,7 @@ def places(tokens: NDArray[np.bool_], edge: NDArray[np.bool_], inside: NDArray[n
 
 
 def routed(sam: Sam, pixels: NDArray[np.uint8]) -> PhotographEncoding:
-    """The encoding of a photograph (H, W, 3) by `sam`, as it is; ValueError if no router runs."""
+    """The encoding of a photograph (H, W, 3) by `sam`. ValueError if no router runs."""
     encoding = sam.encode_photograph(pixels)
     if not encoding.routings:
         raise ValueError(
@@ -155,7 +155,7 @@ def routing_maps(encoding: PhotographEncoding) -> dict[int, NDArray[np.bool_]]:
 def kept(sam: Sam, images: Sequence[ImageFile], instances: Sequence[Instance], perturbation: str) -> dict[int, float]:
     """Share of each router's primary tokens that stay primary under `perturbation`, by its layer.
 
-    The evaluation counts them; of each photograph it is given the largest object alone, whose mask is of no interest.
+    The evaluation counts them. It gets only the largest object of each photograph, whose mask is not used.
     """
     largest = [max(objects, key=lambda one: one.area) for objects in by_image(instances).values()]
     how = MaskMeasure(protocol=PROTOCOLS["blvit"], perturbation=perturbation_named(perturbation), boundary=False)
@@ -198,12 +198,12 @@ def picture(sam: Sam, photos: Sequence[Path]) -> NDArray[np.uint8]:
 
 
 def picture_of(checkpoint: Path) -> str:
-    """The name of a checkpoint's picture; `last.safetensors` there are many, so its directory is in it."""
+    """The file name of a checkpoint's picture. It includes the directory, because many are named `last.safetensors`."""
     return f"{checkpoint.resolve().parent.name}_{checkpoint.stem}.png"
 
 
 def router_look(config: LookConfig) -> None:
-    """Print the table and write it, with a picture of each checkpoint. ValueError, one line, if an input is no good."""
+    """Print the table and write it, with a picture of each checkpoint. ValueError if an input cannot be used."""
     dataset = read_instances(config.annotations)
     objects = by_image([instance for instance in dataset.instances if not instance.crowd])
     images = find_images([dataset.records[image_id] for image_id in objects][: config.limit], config.images)

@@ -1,14 +1,14 @@
-"""Could a better router pay? Primary tokens ranked by an oracle, at random and in other ways, at equal keep ratios.
+"""Would a better router help? Compares an oracle, random tokens and other rankings at equal keep ratios.
 
 $ python studies/router_oracle.py CHECKPOINT instances.json IMAGES
 $ python studies/router_oracle.py DENSE_CHECKPOINT instances.json IMAGES --model blvit_tiny --data SA1B
 
-The oracle knows by how much performance and efficiency block differ in their updates of each token, over the layers
-that a router decides for. Whoever ranks, the scores are those of the checkpoint's router: in each window its own logits
-are dealt anew, the highest to the token ranked first, so that rankings differ in nothing but the tokens.
+The oracle ranks tokens by how much the updates of performance and efficiency block differ, summed over the layers that
+a router decides for. All rankings use the scores of the checkpoint's router: in each window its logits are reassigned,
+the highest to the token ranked first, so that rankings differ only in the chosen tokens.
 
 A dense checkpoint becomes a big.LITTLE `--model`: its efficiency blocks are fitted layer by layer to photographs of
-`--data`, scores scale nothing, and its routers, which have learnt nothing, are left out.
+`--data`, scores do not scale updates, and its untrained routers are left out.
 
 Shapes:
     B  images    N  tokens of an image, window-major    C  channels    M  windows of an image    S  slots of a window
@@ -97,7 +97,7 @@ class OracleConfig:
 
 @dataclass(frozen=True)
 class Ground:
-    """What a ranking may go by."""
+    """The inputs of a ranking."""
 
     encoder: ImageEncoder
     after: int
@@ -114,7 +114,7 @@ Ranking = Callable[[Ground], Tensor]
 
 
 def by_benefit(ground: Ground) -> Tensor:
-    """What a router would best know."""
+    """The benefit of each token: the oracle."""
     return ground.encoder.benefits(ground.after, ground.x, ground.layout)
 
 
@@ -148,19 +148,19 @@ RANKINGS: dict[str, Ranking] = {
 
 
 def in_tokens(of_slots: Tensor, layout: WindowLayout) -> Tensor:
-    """(B, N) of what is said of all slots (B, M, S)."""
+    """Reorder values of slots (B, M, S) as tokens (B, N)."""
     return WindowScope(layout, of_slots.device).leave(of_slots.reshape(-1, layout.slots, 1)).squeeze(-1)
 
 
 def dealt(logits: Tensor, worth: Tensor, layout: WindowLayout) -> Tensor:
-    """`logits` (B, N) dealt anew within each window: the highest to the token of highest `worth` (B, N)."""
+    """`logits` (B, N) reassigned within each window: the highest to the token of highest `worth` (B, N)."""
     falling = layout.in_slots(logits, empty=-torch.inf).sort(dim=-1, descending=True).values  # (B, M, S)
     best = layout.in_slots(worth, empty=-torch.inf).argsort(dim=-1, descending=True, stable=True)
     return in_tokens(falling.scatter(-1, best, falling), layout)
 
 
 class RankingRouter(nn.Module):
-    """A router whose logits go to the tokens that a ranking puts first."""
+    """A router whose highest logits go to the tokens that a ranking puts first."""
 
     def __init__(self, own: nn.Module, ranking: Ranking, ground: Callable[..., Ground]) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ def ranked(encoder: ImageEncoder, ranking: Ranking, layout: WindowLayout) -> Ite
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a router's choice was worth."""
+    """The quality of a router's choice."""
 
     of_best: float
     """Share of the tokens of highest benefit that are chosen; by chance the keep ratio."""
@@ -199,7 +199,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one photograph."""
+    """The measurements of one photograph."""
 
     image_id: int
     cosine: float
@@ -212,8 +212,8 @@ class Outcome:
     """By the layer a router follows."""
 
 
-Way = tuple[float, str]
-"""A keep ratio, and who ranks."""
+RankingAtRatio = tuple[float, str]
+"""A keep ratio and the name of a ranking."""
 
 
 def measure(
@@ -223,8 +223,8 @@ def measure(
     *,
     keep_ratios: Sequence[float],
     rankings: Mapping[str, Ranking],
-) -> dict[Way, list[Outcome]]:
-    """Outcomes of every way on each of `images`: without primary tokens, by `rankings`, and dense."""
+) -> dict[RankingAtRatio, list[Outcome]]:
+    """Outcomes on each of `images`: without primary tokens, with each of `rankings`, and dense."""
     outcomes = defaultdict(list)
     between = [(ratio, name, ranking) for ratio in keep_ratios for name, ranking in rankings.items()]
     read = photographs(images, by_image(instances), side=sam.image_encoder.img_size)
@@ -269,7 +269,7 @@ def outcome(sam: Sam, photograph: Photograph, encoding: PhotographEncoding, dens
 
 
 def chosen(encoding: Encoding, layer: int) -> Chosen:
-    """What the choice after `layer` was worth."""
+    """The quality of the choice after `layer`."""
     routing, benefits = encoding.routings[layer], encoding.benefits[layer]
     mine = routing.primary[..., 0]
     best = choose(benefits, layout=encoding.layout, num_primary=routing.slots.shape[-1]).primary[..., 0]
@@ -279,8 +279,8 @@ def chosen(encoding: Encoding, layer: int) -> Chosen:
     )
 
 
-def tables(outcomes: Mapping[Way, Sequence[Outcome]]) -> str:
-    """How near each way comes to the dense encoder, and what its choices were worth, in Markdown."""
+def tables(outcomes: Mapping[RankingAtRatio, Sequence[Outcome]]) -> str:
+    """The distance of each ranking from the dense encoder, and the quality of its choices, in Markdown."""
     near, worth = [], []
     routers = sorted({layer for of_way in outcomes.values() for one in of_way for layer in one.chosen})
     for (ratio, name), found in outcomes.items():
@@ -326,7 +326,7 @@ def percent(shares: Sequence[Chosen], key: str) -> str:
 
 
 def prepared(config: OracleConfig) -> tuple[Sam, str]:
-    """The model, its efficiency blocks fitted if they are to be, and words on it. ValueError if it routes nothing."""
+    """The model, with fitted efficiency blocks if requested, and its description. ValueError if it routes nothing."""
     sam = load_model(
         WeightsConfig(
             model=config.model or str(config.checkpoint),
@@ -346,7 +346,7 @@ def prepared(config: OracleConfig) -> tuple[Sam, str]:
 
 
 def fitted(sam: Sam, config: OracleConfig, data: Path) -> str:
-    """Fit the efficiency blocks of `sam`; how it went."""
+    """Fit the efficiency blocks of `sam`. Returns a description of the result."""
     side = sam.config.image_size
     source = training_source(TrainingDataConfig(data=data, exclude=config.exclude))
     dataset = TrainingSamples(source, image_size=side, mask_side=side, masks_per_image=0)
@@ -362,7 +362,7 @@ def fitted(sam: Sam, config: OracleConfig, data: Path) -> str:
 
 
 def router_oracle(config: OracleConfig) -> None:
-    """Print the tables, and write them. ValueError, one line, if model, photographs or annotations do not serve."""
+    """Print and write the tables. ValueError if the model, photographs or annotations cannot be used."""
     dataset = read_instances(config.annotations)
     objects = by_image([instance for instance in dataset.instances if not instance.crowd])
     images = find_images([dataset.records[image_id] for image_id in objects][: config.limit], config.images)

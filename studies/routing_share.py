@@ -1,4 +1,4 @@
-"""What routing itself takes of an encoder's time at batch 1: scores, choice, gathers, gates and scatters.
+"""The share of routing in an encoder's time at batch 1: scores, choice, gathers, gates and scatters.
 
 $ python studies/routing_share.py [MODEL] [IMAGE_SIDE] [float32|bfloat16]
 
@@ -37,7 +37,7 @@ PARTS = {
 
 @contextmanager
 def timed(spent: Counter[str], device: torch.device) -> Iterator[None]:
-    """While the context lasts `spent` gathers milliseconds by part; a part within a part counts for the inner one."""
+    """Within the context, add up milliseconds by part in `spent`. Nested parts count for the inner part only."""
     inner: list[float] = [0.0]
 
     def noting(part: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
-"""Hours and memory to expect of the large recipes, from counts alone: the tables of docs/training.md.
+"""Estimated hours and memory of the large recipes, computed from counts: the tables of docs/training.md.
 
 $ python studies/training_estimate.py
 
-Nothing is run but shapes, on fake tensors. Hours are multiply-adds over an assumed share of the GPUs' peak: 3 x encoder
+Only shapes are computed, on fake tensors. Hours are multiply-adds over an assumed share of the GPUs' peak: 3 x encoder
 (forward once, backward twice) + teacher + 3 x decoder x masks x rounds. Memory of a process is
     16 bytes for each trained parameter (weight, gradient, two moments), with FSDP2 divided among the processes;
      4 more for its gradient in DDP's buckets, or whole in FSDP2;
@@ -48,7 +48,7 @@ OTHER_TEACHERS: tuple[tuple[str, dict[str, Any]], ...] = (
 PEAK_FLOP = 312e12
 """A second, of an A100: dense bf16, by NVIDIA's data sheet."""
 ASSUMED_SHARE = 0.30
-"""Of the peak. Not measured."""
+"""Assumed share of the peak. Not measured."""
 SUBSET = 20 * 11_186
 """Images in 2 % of SA-1B: 20 of its 1,000 tars."""
 TRAINED_BYTES, WHOLE_GRADIENT_BYTES, FROZEN_BYTES = 16, 4, 4
@@ -116,7 +116,7 @@ class Memory:
 
 
 def recipe(name: str) -> FinetuneConfig:
-    """What the recipe `name` of configs/ asks for."""
+    """The config of the recipe `name`."""
     seen: list[FinetuneConfig] = []
 
     def remember(config: FinetuneConfig) -> None:
@@ -185,7 +185,7 @@ def memory(config: FinetuneConfig, processes: int) -> Memory:
 
 
 def _weights(sam: Sam, sharding: str, processes: int) -> float:
-    """Bytes of `sam`'s parameters and all that hangs on them."""
+    """Bytes of `sam`'s parameters, their gradients and optimiser states."""
     trained = sum(value.numel() for value in sam.parameters() if value.requires_grad)
     frozen = sum(value.numel() for value in sam.parameters()) - trained
     own = TRAINED_BYTES / (processes if sharding == "fsdp" else 1)
@@ -261,7 +261,7 @@ def memory_row(name: str, counted: Memory) -> str:
 
 
 def main() -> None:
-    """Print both tables, and between them the minutes of the recipe for one GPU."""
+    """Print both tables, with the minutes of the recipe for one GPU between them."""
     print("| | encoder at the keep ratios drawn | mean | teacher | masks | G an image | hours |")
     print("|---|---|---|---|---|---|---|")
     for name in LARGE:

@@ -1,10 +1,10 @@
-"""Images a second of a training step, where its time goes, and on a GPU memory and MFU, as a Markdown table.
+"""Throughput of a training step, its time by part, and on a GPU its memory and MFU, as a Markdown table.
 
 $ python studies/training_speed.py configs/sam_b_t.yaml --data SA1B --random-teacher --peak-teraflops 312
 
-Takes what tools/finetune.py takes, and makes its steps, on its data; nothing is written. Every other step is made as it
-is and gives seconds and memory. The others have a clock around the calls it is made of, which waits for the device
-before and after each, and give the shares. On a GPU all is measured with and without --compile and --checkpoint-layers.
+Accepts the settings of tools/finetune.py and runs its steps on its data; nothing is written. Every other step runs
+unmodified and gives seconds and memory. In the other steps each part is timed, with a device synchronisation before and
+after, which gives the shares. On a GPU all is measured with and without --compile and --checkpoint-layers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig(FinetuneConfig):
-    """A training run of which some steps are measured."""
+    """A training run and how many of its steps to measure."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(output=Path("runs")))
     """Nothing is written."""
@@ -66,8 +66,8 @@ class SpeedConfig(FinetuneConfig):
 
 
 @dataclass(frozen=True)
-class Row:
-    """What steps at one keep ratio took; medians."""
+class SpeedResult:
+    """Medians over the steps at one keep ratio."""
 
     compile: bool
     checkpoint_layers: bool
@@ -136,8 +136,8 @@ class Step:
     """Bytes."""
 
 
-def measure(config: SpeedConfig, source: Source, processes: Processes) -> list[Row]:
-    """Rows of `config` as it is, at each of its keep ratios. ValueError if a step has no gradient to go by."""
+def measure(config: SpeedConfig, source: Source, processes: Processes) -> list[SpeedResult]:
+    """Measure `config` at each of its keep ratios. ValueError if a step has no finite gradient."""
     training = prepare(config, source, processes, warm=False)
     set_rates(training.stepper.optimizer, RATE_SHARE)
     ratios = sorted(set(config.student.keep_ratios)) if training.student.config.routed else [1.0]
@@ -192,14 +192,14 @@ def macs_of_shape(config: ModelConfig, padded: tuple[int, int]) -> int:
     return count_macs(config, input_size=padded).encoder.full
 
 
-def row(training: Training, ratio: float, plain: list[Step], apart: list[Step]) -> Row:
-    """What steps at keep `ratio` came to: seconds of those left as they are, shares of those taken apart."""
+def row(training: Training, ratio: float, plain: list[Step], apart: list[Step]) -> SpeedResult:
+    """The result at keep `ratio`: seconds of the unmodified steps, shares of the timed ones."""
     seconds = statistics.median(one.milliseconds for one in plain) / 1e3
     total = sum(one.milliseconds for one in apart)
     shares = {piece: sum(one.pieces.get(piece, 0.0) for one in apart) / total for piece in PIECES}
     shares["other"] = 1 - sum(shares.values())
     peaks = [one.peak for one in plain if one.peak is not None]
-    return Row(
+    return SpeedResult(
         compile=training.config.machine.compile,
         checkpoint_layers=training.config.machine.checkpoint_layers,
         keep_ratio=ratio,
@@ -212,7 +212,7 @@ def row(training: Training, ratio: float, plain: list[Step], apart: list[Step]) 
     )
 
 
-def table(config: SpeedConfig, rows: list[Row]) -> str:
+def table(config: SpeedConfig, rows: list[SpeedResult]) -> str:
     """`rows` in Markdown."""
     columns = ["model", "precision", "compiled", "checkpointed", "keep ratio", "s a step", "images/s", *PIECES]
     lines = [[*columns, "masks a step", "TFLOP/s of the encoder", "MFU", "peak GiB"]]
@@ -228,7 +228,7 @@ def table(config: SpeedConfig, rows: list[Row]) -> str:
 
 
 def variants(config: SpeedConfig, device: torch.device) -> list[SpeedConfig]:
-    """What is measured: on a GPU every combination of the two switches, else the config as it is."""
+    """The configs to measure: on a GPU every combination of the two switches, otherwise `config` itself."""
     if device.type != "cuda":
         return [config]
     switches = itertools.product((False, True), repeat=2)
@@ -237,7 +237,7 @@ def variants(config: SpeedConfig, device: torch.device) -> list[SpeedConfig]:
 
 
 def with_random_teacher(config: SpeedConfig, directory: Path) -> SpeedConfig:
-    """`config` with a teacher of random weights in `directory`, where the student starts, too."""
+    """`config` with a teacher of random weights in `directory`, from which the student also starts."""
     size = {} if config.student.image_size is None else {"image_size": config.student.image_size}
     path = directory / "random_teacher.safetensors"
     torch.manual_seed(config.data.seed)
@@ -246,7 +246,7 @@ def with_random_teacher(config: SpeedConfig, directory: Path) -> SpeedConfig:
 
 
 def training_speed(config: SpeedConfig) -> None:
-    """Print the table of `config`'s steps. ValueError, one line, if data or weights do not serve."""
+    """Print the table of `config`'s steps. ValueError if data or weights cannot be used."""
     if config.random_teacher:
         with tempfile.TemporaryDirectory() as directory:
             training_speed(with_random_teacher(config, Path(directory)))

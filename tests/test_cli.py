@@ -13,7 +13,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from PIL import Image
 from sam_blvit.checkpoint.load import base_sha256, save_adapter, save_plain_sam, save_sam
 from sam_blvit.cli import main, run
 from sam_blvit.commands.flags import joined, list_flags
+from sam_blvit.commands.scripts import COMMANDS
 from sam_blvit.config import (
     MODELS,
     BenchmarkConfig,
@@ -87,7 +88,7 @@ def test_settings_come_from_yaml_and_flags_win(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("nmae: a", "unknown settings nmae; there are name, rates, loud"),
-        ("- a", "holds no settings of the form name: value"),
+        ("- a", "has no settings of the form name: value"),
         ("a: [", "is not YAML"),
         ("name: bad", "name=bad is a bad name; try good"),
         ("rates: [x]\nname: a", "--rates"),
@@ -144,7 +145,7 @@ def test_convert_leaves_its_input_alone(tmp_path: Path, capsys: pytest.CaptureFi
     save_sam(build_sam(MODELS["blvit_tiny"]), path)
     before = path.read_bytes()
     assert "would replace the input" in failing(["convert", str(path), str(path)], capsys)
-    assert "is not named .pth or .pt" in failing(["convert", str(path), str(tmp_path / "x.safetensors")], capsys)
+    assert "must end in .pth or .pt" in failing(["convert", str(path), str(tmp_path / "x.safetensors")], capsys)
     assert path.read_bytes() == before
 
 
@@ -379,6 +380,33 @@ def test_help_says_what_the_command_is_for(
     assert " ".join(docstring.split()) in help_of(script, monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("finetune", ["configs/accelerate.yaml", "--data", "d", "--teacher", "t.pth", "--output", "o", "--lr", "1e-3"]),
+        ("finetune", ["--data", "d", "--teacher", "t.pth", "--output", "o", "--recipe", "accelerate"]),
+        ("finetune", ["--data", "d", "--output", "o", "--keep-ratios", "0.5", "--keep-ratios", "1", "--preset=paper"]),
+        ("report", ["runs/a", "runs/b", "--output", "o"]),
+    ],
+)
+def test_a_subcommand_reads_settings_as_its_file_does(
+    name: str, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def remember(config: object) -> None:
+        seen.append(config)
+
+    (remember.__annotations__["config"],) = (
+        kind for key, kind in get_type_hints(COMMANDS[name]).items() if key != "return"
+    )
+    monkeypatch.setitem(COMMANDS, name, remember)
+    monkeypatch.chdir(ROOT)
+    main([name, *args])
+    run(remember, args)
+    assert seen[0] == seen[1]
+
+
 @pytest.mark.parametrize("script", ["tools/finetune.py", "eval/run_lvis.py"])
 def test_command_files_run_from_a_checkout(script: str) -> None:
     done = subprocess.run([sys.executable, ROOT / script], capture_output=True, text=True, check=False)
@@ -402,7 +430,7 @@ def test_too_little_memory_is_one_line_with_a_remedy(capsys: pytest.CaptureFixtu
     def greedy(config: Numbers) -> None:
         raise error
 
-    assert "; take less at once" in failing([], capsys, lambda args: run(greedy, args))
+    assert "; process less at once" in failing([], capsys, lambda args: run(greedy, args))
 
 
 def test_our_own_mistakes_keep_their_traceback() -> None:
@@ -471,9 +499,9 @@ def test_settings_of_a_recipe_stand_side_by_side_or_below_their_part(tmp_path: P
     [
         ("optimizer: {rate: 1}", "optimizer: unknown settings rate; there are epochs, schedule_steps"),
         ("optimizer: {data: d}", "optimizer: unknown settings data; there are epochs, schedule_steps"),
-        ("optimizer: 3", "optimizer is a part, not a setting; write its settings indented below it"),
-        ("lr: 1.0\noptimizer: {lr: 1.0}", "lr: named twice, alone and in a part; name it once"),
-        ("optimizer: {lr: {lr: 1.0}}", "lr: {'lr': 1.0} is more than one value, where one is expected"),
+        ("optimizer: 3", "optimizer is a group of settings, not a setting; indent its settings below it"),
+        ("lr: 1.0\noptimizer: {lr: 1.0}", "lr: set twice, at the top level and in a group; set it once"),
+        ("optimizer: {lr: {lr: 1.0}}", "lr: {'lr': 1.0} is a collection, but a single value is expected"),
     ],
 )
 def test_a_part_of_a_recipe_that_cannot_be_is_refused(

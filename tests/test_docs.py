@@ -26,6 +26,8 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SCRIPT = re.compile(r"(?:tools|eval|studies)/\w+\.py")
 RUNS = [path.relative_to(ROOT).as_posix() for folder in ("tools", "eval") for path in (ROOT / folder).glob("*.py")]
 LEFT_OUT = {
+    "sam-blvit finetune": "--data D --teacher T --holdout 1 --output O",
+    "sam-blvit calibrate": "--annotations A --images I --output O",
     "tools/finetune.py": "--data D --teacher T --holdout 1 --output O",
     "tools/cache_teacher.py": "--data D --teacher T --output O",
     "eval/run_lvis.py": "--annotations A --images I --output O",
@@ -33,7 +35,7 @@ LEFT_OUT = {
     "eval/calibrate.py": "--annotations A --images I --output O",
 }
 """Flags that a command needs, which `...` may stand for."""
-PLACEHOLDERS = {"SETTINGS.yaml": "configs/finetune_tiny.yaml", "K": "0.25"}
+PLACEHOLDERS = {"SETTINGS.yaml": "configs/finetune_tiny.yaml", "K": "0.25", "NAME": "accelerate"}
 FOREIGN_FLAGS = {
     *("standalone", "nproc-per-node", "nnodes", "rdzv-backend", "rdzv-endpoint", "nodes"),  # torchrun, sbatch
     *("index-url", "no-deps", "help", "version", "tyro-print-completion"),  # pip, every command
@@ -116,7 +118,8 @@ def test_commands_are_accepted(page: str, command: str, parse: Callable[[str, li
     words = [word for word in words if word != "..."]
     program, *rest = words if words[0] in {"make", "sam-blvit"} else script(words)
     if shortened:
-        needed = LEFT_OUT.get(program, "").split()
+        name = f"{program} {rest[0]}" if program == "sam-blvit" else program
+        needed = LEFT_OUT.get(name, "").split()
         given = {*rest, *(["--holdout"] if "--val-manifest" in rest else [])}  # one of the two
         pairs = zip(needed[::2], needed[1::2], strict=True)
         rest += [word for pair in pairs if pair[0] not in given for word in pair]

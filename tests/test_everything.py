@@ -289,8 +289,8 @@ GRID = [[0.2, 0.3], [0.7, 0.6]]
     [
         ({"points_per_side": 0}, "points_per_side=0"),
         ({"points_per_side": 2.5}, "points_per_side=2.5"),
-        ({"points_per_side": None}, "points_per_side or point_grids"),
-        ({"point_grids": [GRID]}, "points_per_side or point_grids"),
+        ({"points_per_side": None}, "points_per_side and point_grids"),
+        ({"point_grids": [GRID]}, "points_per_side and point_grids"),
         ({"points_per_batch": 0}, "points_per_batch=0"),
         ({"points_per_batch": None}, "points_per_batch=None"),
         ({"crop_n_layers": -1}, "crop_n_layers=-1"),
@@ -309,10 +309,10 @@ GRID = [[0.2, 0.3], [0.7, 0.6]]
         ),
         ({"output_mode": "png"}, "output_mode='png' is not one of binary_mask"),
         ({"points_per_side": None, "point_grids": [GRID], "crop_n_layers": 1}, "point_grids has 1 grids for 2"),
-        ({"points_per_side": None, "point_grids": [[0.5, 0.5]]}, r"point_grids has one of shape \(2,\)"),
+        ({"points_per_side": None, "point_grids": [[0.5, 0.5]]}, r"point_grids has a grid of shape \(2,\)"),
         ({"points_per_side": None, "point_grids": [[[20, 30]]]}, "not pixels"),
         ({"points_per_side": None, "point_grids": [[[NAN, 0]]]}, "outside 0 to 1"),
-        ({"points_per_side": None, "point_grids": 5}, "point_grids is no list"),
+        ({"points_per_side": None, "point_grids": 5}, "point_grids is not a list"),
     ],
 )
 def test_an_option_that_cannot_be_right_is_named(
@@ -325,7 +325,7 @@ def test_an_option_that_cannot_be_right_is_named(
 @pytest.mark.parametrize("layers", [3, 40])
 def test_crops_without_pixels_are_refused(sam: Sam, layers: int, refused: Callable[..., Any]) -> None:
     generator = SamAutomaticMaskGenerator(sam, points_per_side=1, crop_n_layers=layers, crop_overlap_ratio=0)
-    with refused(ValueError, f"crop_n_layers={layers} makes crops without pixels of an image of 30 x 9"):
+    with refused(ValueError, f"crop_n_layers={layers} makes empty crops of an image of 30 x 9"):
         generator.generate(np.zeros((9, 30, 3), np.uint8))
 
 

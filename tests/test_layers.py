@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sam_blvit"
 LAYERS = [
     {"config", "system", "__version__"},
-    {"model", "data"},
+    {"model", "data", "generator_options"},
     {"checkpoint", "exported", "predictor", "draw", "cost"},
     {"automatic_mask_generator"},  # the root imports this and below
     {"train", "evaluate", "benchmark"},

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import shlex
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import yaml
 
 from conftest import with_settings
 from sam_blvit.cli import run
+from sam_blvit.commands.recipe import named_recipe
 from sam_blvit.config import FinetuneConfig, ModelConfig, compose
 from sam_blvit.model.build import build_sam
 from sam_blvit.train.optim import optimizer_for
@@ -27,6 +30,18 @@ SUBSET, GPUS = 223_720, 8
 """Images in 2 % of SA-1B, which are 20 tars of 11,186, and the GPUs of the large recipes."""
 
 DECODER_GMACS, ROUNDS, IMAGES, FLOP_A_SECOND = 1.81, 4, 10 * SUBSET, 0.30 * 312e12
+
+PACKAGED = """
+import setuptools
+from distutils.core import run_setup
+build = run_setup("setup.py", stop_after="config").get_command_obj("build_py")
+build.ensure_finalized()
+build.manifest_files = {}  # finding these would write an egg-info
+package = "sam_blvit.recipes"
+assert package in build.packages
+print(*build.find_data_files(package, build.get_package_dir(package)), sep="\\n")
+"""
+"""Prints the files that setuptools puts into the package of recipes."""
 
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
@@ -76,6 +91,47 @@ def test_every_shipped_recipe_is_read(path: Path) -> None:
 
     run(remember, [str(path), "--data", "data", "--teacher", "sam.pth", "--holdout", "1", "--output", "out"])
     assert len(seen) == 1
+
+
+@every_recipe
+def test_a_recipe_is_found_by_name(path: Path) -> None:
+    seen = []
+
+    def remember(config: FinetuneConfig) -> None:
+        seen.append(config)
+
+    flags = ["--data", "data", "--teacher", "sam.pth", "--holdout", "1", "--output", "out"]
+    run(remember, [str(path), *flags])
+    run(remember, ["--recipe", path.stem, *flags])
+    run(remember, [*flags, f"--recipe={path.stem}"])
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_flags_override_a_named_recipe() -> None:
+    (recipe,) = (path for path in RECIPES if path.stem == "accelerate")
+    path, flags = named_recipe(["--batch-size", "1", "--recipe", "accelerate", "--lr", "-1"])
+    assert path is not None
+    assert path.samefile(recipe)
+    assert flags == ["--batch-size", "1", "--lr", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--recipe", "nosuch"], "no recipe named 'nosuch'; there are accelerate, "),
+        (["--recipe"], "no recipe named ''; there are accelerate, "),
+        (["a.yaml", "--recipe", "accelerate"], "a.yaml and --recipe accelerate are both given; give one of them"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_named(words: list[str], line: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(line)):
+        named_recipe(words)
+
+
+def test_a_wheel_contains_the_recipes() -> None:
+    done = subprocess.run([sys.executable, "-c", PACKAGED], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = {Path(line) for line in done.stdout.splitlines()}
+    assert files == {path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*") if path.is_file()}
 
 
 def test_a_recipe_may_replace_fields_of_the_model(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 import sam_blvit
 from sam_blvit.checkpoint.load import save_sam
+from sam_blvit.commands.scripts import COMMANDS
 from sam_blvit.config import MODELS
 from sam_blvit.model.build import build_sam
 
@@ -59,7 +60,11 @@ def imported(*args: str, code: int = 0, run: str = RUN) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-@pytest.mark.parametrize("args", [["--help"], ["segment", "--help"], ["benchmark", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["--version"], *([name, "--help"] for name in ("segment", "benchmark", *COMMANDS))],
+    ids=" ".join,
+)
 def test_help_does_not_import_torch(args: list[str]) -> None:
     assert not {"torch", "numpy", "matplotlib"} & imported(*args)
 

@@ -1,8 +1,10 @@
-"""Keep a teacher's image embeddings, for tools/finetune.py --teacher-cache. Started again it goes on where it stopped.
+"""`sam-blvit cache-teacher`: compute a teacher's image embeddings once, for tools/finetune.py --teacher-cache.
+
+Started again, it resumes where it stopped.
 
 $ python tools/cache_teacher.py --data ROOT --teacher sam_vit_h_4b8939.pth --teacher-model vit_h \\
     --model blvit_h_b --output teacher_cache
-$ torchrun --nproc-per-node 8 tools/cache_teacher.py ...    the processes divide the shards
+$ torchrun --nproc-per-node 8 tools/cache_teacher.py ...    # the processes share the work
 """
 
 from sam_blvit.cli import run

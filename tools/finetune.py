@@ -1,4 +1,4 @@
-"""Distil a SAM into a big.LITTLE one, adapt or train one, on SA-1B or on photographs of your own.
+"""`sam-blvit finetune`: distil a SAM into a big.LITTLE one, or adapt or train one, on SA-1B or your own photographs.
 
 $ python tools/finetune.py configs/finetune_tiny.yaml --data ROOT \\
     --teacher runs/teacher_tiny/last.safetensors --output runs/tiny

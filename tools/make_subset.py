@@ -1,4 +1,6 @@
-"""Draw a part of SA-1B, the paper's 2 % unless told otherwise: train.tsv and validation.tsv, lists of photographs.
+"""`sam-blvit subset`: draw a part of SA-1B, by default the paper's 2 %.
+
+Writes train.tsv and validation.tsv, lists of photographs.
 
 $ python tools/make_subset.py --data ROOT --output runs/subset
 $ python tools/finetune.py --data ROOT --manifest runs/subset/train.tsv --val-manifest runs/subset/validation.tsv ...

@@ -1,4 +1,4 @@
-"""`sam-blvit everything`: every object of each photograph, to a picture and a JSON."""
+"""`sam-blvit everything`: masks every object of each photograph and writes a picture and a JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = ("points_per_side", *THRESHOLDS, "min_mask_region_area")
 
 
 class WatchedGenerator(SamAutomaticMaskGenerator):
-    """Moves `bar` on by the points that it has asked about."""
+    """Advances `bar` by the points that have been processed."""
 
     bar: tqdm[Any]
 
@@ -38,15 +38,18 @@ class WatchedGenerator(SamAutomaticMaskGenerator):
 
 
 def segment_everything(images: Sequence[Path], config: EverythingConfig) -> Iterator[dict[str, Any]]:
-    """Mask the objects of each of `images`, photographs and directories of them.
+    """Mask the objects of each photograph in `images`, which may contain directories.
 
-    Writes `<stem>_everything.png` and `<stem>_everything.json` to `config.output`; where two photographs have one stem,
-    the whole name in its place. The JSON holds `annotations` (`SamAutomaticMaskGenerator`'s records, masks as COCO RLE;
-    none without a pixel), what ran, and its milliseconds. Yields its content with the paths written under `files`.
+    Writes `<stem>_everything.png` and `<stem>_everything.json` to `config.output`. Photographs with the same stem use
+    their whole names instead. The JSON holds `annotations` (`SamAutomaticMaskGenerator`'s records without empty masks,
+    masks as COCO RLE), the model and settings, and the milliseconds.
+
+    Yields:
+        The content of each JSON, plus the written paths under `files`.
 
     Raises:
-        ValueError: One line, for a photograph, checkpoint or output directory that cannot be used. Of several
-            photographs, those that can be read are masked first.
+        ValueError: If a photograph, checkpoint or output directory cannot be used. If there are several photographs,
+            the readable ones are processed first.
     """
     endings = {PICTURE: "_everything.png", JSON: "_everything.json"}
     planned = plan_outputs(images, config.output, endings, inputs=weight_files(config))
@@ -61,7 +64,7 @@ def segment_everything(images: Sequence[Path], config: EverythingConfig) -> Iter
 def _segmented(
     sam: Sam, config: EverythingConfig, outputs: Outputs, photograph: np.ndarray, bar: tqdm[Any]
 ) -> dict[str, Any]:
-    """Mask the objects of one photograph (H, W, 3) and write them; the record, with the paths under `files`."""
+    """Mask the objects of one photograph (H, W, 3) and write the outputs. Returns the record with its `files`."""
     given = {name: value for name in SETTINGS if (value := getattr(config, name)) is not None}
     generator = WatchedGenerator(sam, **given, output_mode="coco_rle")
     generator.bar = bar

@@ -1,6 +1,6 @@
-"""`tools/finetune.py`: from a SAM and photographs to an accelerated SAM, and a table of what it cost and brought.
+"""`sam-blvit finetune`: trains a SAM and compares its accuracy and speed with those of its teacher.
 
-Data, validation and training meet here; neither of the last two knows the other.
+Data, validation and training meet here; validation and training do not import each other.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from sam_blvit.train.run.state import Checkpoints
 from sam_blvit.train.setup import Training, prepare
 
 OUTPUTS = (MODEL_FILE, BEST_FILE, LOG_FILE, BAD_STEPS_FILE, JSON_FILE, TABLE_FILE)
-"""Files that a run writes to its output."""
+"""Files that a run writes to its output directory."""
 
 
 def finetune(config: FinetuneConfig) -> None:
-    """Train as `config` says and write a model that `sam_model_registry` loads; or check, or measure, what would be.
+    """Train with `config` and write a model that `sam_model_registry` loads, or only run the preflight or data check.
 
-    ValueError, one line, if anything is amiss; SystemExit with code 75 where SIGTERM or SIGUSR1 asked to stop.
+    Raises:
+        ValueError: If a setting or an input is invalid.
+        SystemExit: With code 75, if SIGTERM or SIGUSR1 stopped the run.
     """
     config = dataclasses.replace(config, machine=with_precision(config.machine))
     device, output = pick_device(config.machine.device), config.run.output
@@ -42,7 +44,7 @@ def finetune(config: FinetuneConfig) -> None:
         output_directory(output)
         check_inputs_stay((output / name for name in OUTPUTS), _inputs(config))
         if not processes.first:
-            processes.wait()  # the first process finds what lies where, and writes it down for the others
+            processes.wait()  # the first process indexes the data and writes the index for the others
         source, held = _sources(config)
         if processes.first:
             processes.wait()
@@ -60,14 +62,14 @@ def finetune(config: FinetuneConfig) -> None:
 
 
 def _train(training: Training, validation: Validation | None, interrupt: Interrupt) -> None:
-    """Train; then, where there is something to compare on, the table of before and after."""
+    """Train. Then compare the model with its teacher, if there is one and there are validation photographs."""
     config, processes = training.config, training.processes
     model = train(training, validation, interrupt)
     if validation is None or training.teacher is None:
         return
-    if any(processes.gathered(interrupt.received)):  # too late for the table: started again, the run makes it
+    if any(processes.gathered(interrupt.received)):  # no time for the table; the run writes it when started again
         raise SystemExit(REQUEUE)
-    as_brought = {1.0} if config.student.freeze == "performance" else set()  # still that SAM: the table shows it
+    as_brought = {1.0} if config.student.freeze == "performance" else set()  # still the original SAM
     ratios = sorted({*config.student.keep_ratios, *as_brought}) if model.config.routed else [1.0]
     before = training.teacher.to(training.device)
     rows = compare(before, model, validation, keep_ratios=ratios, output=config.run.output)
@@ -83,7 +85,7 @@ def _inputs(config: FinetuneConfig) -> list[Path | None]:
 
 
 def _sources(config: FinetuneConfig) -> tuple[Source, Source | None]:
-    """Photographs to train on, and those to validate with; none is in both."""
+    """Photographs for training and for validation, without overlap."""
     data, val_manifest = config.data, config.validation.val_manifest
     source = training_source(data)
     if data.holdout:
@@ -93,7 +95,7 @@ def _sources(config: FinetuneConfig) -> tuple[Source, Source | None]:
     held = training_source(dataclasses.replace(data, manifest=val_manifest))
     if len(both := np.intersect1d(source.image_ids, held.image_ids)):
         raise ValueError(
-            f"val_manifest={val_manifest}: {len(both)} of its {len(held)} photographs are trained on, too, "
-            f"first {both[0]}; name the training photographs with manifest"
+            f"val_manifest={val_manifest}: {len(both)} of its {len(held)} photographs are also training photographs, "
+            f"first {both[0]}; list the training photographs with manifest"
         )
     return source, held

@@ -1,4 +1,4 @@
-"""Flags as words, and how tyro reads them."""
+"""Flags as lists of words, and how tyro parses them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def registry() -> ConstructorRegistry:
-    """tyro's rules, and two more: 0,1,2 is as good as 0 1 2, and no path is empty."""
+    """tyro's rules and two more: 0,1,2 means the same as 0 1 2, and a path must not be empty."""
     rules = ConstructorRegistry()
 
     @rules.primitive_rule
@@ -66,7 +66,11 @@ def registry() -> ConstructorRegistry:
 
 
 def parsed(parse: Callable[[], T]) -> T:
-    """What `parse` returns; ValueError with tyro's own message, as one line, where tyro would exit."""
+    """Call `parse` and return its result.
+
+    Raises:
+        ValueError: With tyro's message as one line, if tyro would exit with an error.
+    """
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -78,24 +82,24 @@ def parsed(parse: Callable[[], T]) -> T:
 
 
 def list_flags(*config_types: type) -> set[str]:
-    """The flags of `config_types` that take any number of words."""
+    """The flags of `config_types` that accept any number of values."""
     hints = (hint for config_type in config_types for hint in kinds_of(config_type).items())
     return {flag_of(name) for name, kind in hints if takes_many(kind)}
 
 
 def takes_many(kind: object) -> bool:
-    """Whether `kind` is a tuple of any length, or may be."""
+    """Whether `kind` is, or can be, a tuple of any length."""
     return Ellipsis in typing.get_args(kind) or any(takes_many(option) for option in typing.get_args(kind))
 
 
 def flag_of(name: str) -> str:
-    """The flag of a setting."""
+    """The flag of the setting `name`."""
     return f"--{name.replace('_', '-')}"
 
 
 def joined(words: Iterable[str], lists: set[str]) -> list[str]:
-    """`words` with those of a repeated flag of `lists` behind its first: --point A --point B is --point A B."""
-    groups: list[list[str]] = [[]]  # each flag with its words; the first group has none
+    """Merge repeated flags of `lists`: --point A --point B becomes --point A B."""
+    groups: list[list[str]] = [[]]  # each flag with its values; the first group has no flag
     places: dict[str, list[str]] = {}
     for word in words:
         flag, equals, value = word.partition("=")
@@ -115,12 +119,12 @@ def joined(words: Iterable[str], lists: set[str]) -> list[str]:
 
 def _path(word: str) -> Path:
     if not word.strip():
-        raise ValueError("the path is empty; name a file or a directory, . for this one")
+        raise ValueError("the path is empty; pass a file or a directory (. is the current one)")
     return Path(word)
 
 
 def _first_paragraph(boxed: str) -> str:
-    """What tyro says in the first part of its box, as one line. Without Unicode the box has lines of - alone."""
+    """The first paragraph of tyro's boxed message as one line. Without Unicode the box is drawn with - only."""
     lines = [line.strip("│ ") for line in boxed.splitlines()[1:]]
     rules = [not line or set(line) <= set("-─╰╯") for line in lines]
     start = rules.index(False)

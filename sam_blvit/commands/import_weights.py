@@ -1,4 +1,4 @@
-"""`sam-blvit import`: weights of other projects in, one checkpoint of ours to start from out."""
+"""`sam-blvit import`: converts weights of other projects to a checkpoint that training can start from."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from sam_blvit.model.sam import Sam
 from sam_blvit.system.files import check_inputs_stay, file_sha256
 
 LINEAGE = "imported_{part}_sha256"
-"""In the metadata of the checkpoint: the hash of the file that a part came from."""
+"""Key in the checkpoint's metadata: the hash of the file that a part was read from."""
 
 
 def import_weights(model: str, config: ImportConfig) -> Path:
-    """Write a checkpoint of `model` with the encoder and the decoder that `config` names; what is not named is fresh.
+    """Write a checkpoint of `model` with the encoder and decoder given in `config`. The other parts stay untrained.
 
     Raises:
-        ValueError: one line, if a file does not fit, naming what is missing, left over or of another shape.
+        ValueError: If a file does not fit. The message lists missing, unexpected and mis-shaped tensors.
     """
     check_inputs_stay([config.output], [config.encoder, config.decoder])
     settings = model_config(model)
     if settings.routed:
         raise ValueError(
-            f"{model} is a big.LITTLE model; import into its dense form, and start it from that checkpoint"
+            f"{model} is a big.LITTLE model; import into its dense form, then start it from that checkpoint"
         )
     sam = build_sam(settings)
     metadata: dict[str, str] = {}
@@ -44,7 +44,7 @@ def import_weights(model: str, config: ImportConfig) -> Path:
 
 
 def _untrained(config: ImportConfig, settings: ModelConfig) -> list[str]:
-    """The parts that no file was named for."""
+    """The parts that no file was given for."""
     parts = ["neck", *(["enlargement"] if settings.enlarge > 1 else [])]
     if config.encoder is None:
         parts = ["image encoder"]

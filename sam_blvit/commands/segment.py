@@ -1,4 +1,4 @@
-"""`sam-blvit segment`: one object of each photograph, from prompts in text to a mask, a picture and numbers."""
+"""`sam-blvit segment`: masks one object of each photograph and writes a mask, an overlay and a JSON."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sam_blvit.model.sam import Sam
 from sam_blvit.predictor import SamPredictor, check_inside, checked_box, checked_points
 from sam_blvit.system.files import output_directory, write_atomically, write_json
 
-Asked = TypeVar("Asked")
+PromptT = TypeVar("PromptT")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What points at the object, in pixels of the photograph."""
+class ObjectPrompt:
+    """The prompt for one object, in pixels of the photograph."""
 
     points: np.ndarray | None
     """(n, 2), each X, Y."""
@@ -40,11 +40,11 @@ class Prompt:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether the best of three masks answers, rather than the one for clear prompts: for one point alone.
+        """Whether to choose the best of three masks instead of the single mask: only for a single point.
 
-        It may mean a part or the whole; SAM's paper and notebooks ask for three masks there only. For boxes the weights
-        of `blvit_s_t` agree: 59.1 mIoU by the single mask, 56.9 by the best of three at keep ratio 0.25 (48 boxes of
-        COCO val2017), and the same at 1.
+        A point may mean a part or the whole object, and SAM's paper and notebooks predict three masks only then. For
+        boxes this also holds for `blvit_s_t`: at keep ratio 0.25 the single mask has 59.1 mIoU and the best of three
+        56.9 (48 boxes of COCO val2017). At keep ratio 1 it is the same.
         """
         return self.box is None and self.points is not None and len(self.points) == 1
 
@@ -57,26 +57,29 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SegmentedObject:
     """The mask chosen for a prompt."""
 
     mask: np.ndarray
     """(H, W) bool."""
     predicted_iou: float
     milliseconds: dict[str, float]
-    """encoder: resizing, upload and embedding of the photograph; decoder: prompt to full-size mask."""
+    """encoder: resizing, upload and embedding of the photograph; decoder: from the prompt to the full-size mask."""
 
 
 def segment(images: Sequence[Path], config: SegmentConfig) -> Iterator[dict[str, Any]]:
-    """Mask the object that `config`'s prompts name in each of `images`, photographs and directories of them.
+    """Mask the object given by `config`'s prompts in each photograph in `images`, which may contain directories.
 
-    Writes to `config.output` `<stem>_mask.png` (0 and 255, the photograph's size, upright), `<stem>_overlay.png`,
-    `<stem>.json`, and with `show_routing` `<stem>_routing.png`; where two photographs have one stem, the whole name in
-    its place. Yields the JSON's content with the paths written under `files`.
+    Writes `<stem>_mask.png` (0 and 255, the photograph's size, upright), `<stem>_overlay.png`, `<stem>.json`, and with
+    `show_routing` `<stem>_routing.png` to `config.output`. Photographs with the same stem use their whole names
+    instead.
+
+    Yields:
+        The content of each JSON, plus the written paths under `files`.
 
     Raises:
-        ValueError: One line, for a photograph, prompt, checkpoint or output directory that cannot be used. Of several
-            photographs, those that can be read are masked first.
+        ValueError: If a photograph, prompt, checkpoint or output directory cannot be used. If there are several
+            photographs, the readable ones are processed first.
     """
     kinds = ("mask", "overlay", *(["routing"] if config.show_routing else []))
     endings = {JSON: ".json", **{kind: f"_{kind}.png" for kind in kinds}}
@@ -90,13 +93,13 @@ def segment(images: Sequence[Path], config: SegmentConfig) -> Iterator[dict[str,
 
 
 def read_each(
-    planned: Sequence[Outputs], ask: Callable[[tuple[int, int]], Asked]
-) -> Iterator[tuple[Outputs, np.ndarray, Asked]]:
-    """Each photograph (H, W, 3), and what `ask` makes of its size (H, W).
+    planned: Sequence[Outputs], ask: Callable[[tuple[int, int]], PromptT]
+) -> Iterator[tuple[Outputs, np.ndarray, PromptT]]:
+    """Read each photograph (H, W, 3) and compute its prompt, `ask(size)` for `size` (H, W).
 
     Raises:
-        ValueError: For a single photograph that cannot be used. Of several, it is left out with a warning, and the
-            error comes after the last.
+        ValueError: If a photograph cannot be used. If there are several, it is skipped with a warning, and the error is
+            raised after the last photograph.
     """
     left_out = 0
     for outputs in planned:
@@ -111,43 +114,45 @@ def read_each(
             continue
         yield outputs, photograph, asked
     if left_out:
-        raise ValueError(f"{left_out} of {len(planned)} photographs cannot be used; the notes above say why")
+        raise ValueError(f"{left_out} of {len(planned)} photographs cannot be used; see the notes above")
 
 
 def _segmented(
-    sam: Sam, config: SegmentConfig, outputs: Outputs, photograph: np.ndarray, prompt: Prompt
+    sam: Sam, config: SegmentConfig, outputs: Outputs, photograph: np.ndarray, prompt: ObjectPrompt
 ) -> dict[str, Any]:
-    """Mask one photograph (H, W, 3) and write what came of it; the record, with the paths under `files`."""
+    """Mask one photograph (H, W, 3) and write the outputs. Returns the record with its `files`."""
     predictor = SamPredictor(sam)
-    answer = predict(predictor, photograph, prompt)
+    result = predict(predictor, photograph, prompt)
     pictures = {
-        "mask": answer.mask.astype(np.uint8) * 255,
-        "overlay": draw_overlay(photograph, answer.mask, points=prompt.points, labels=prompt.labels, box=prompt.box),
+        "mask": result.mask.astype(np.uint8) * 255,
+        "overlay": draw_overlay(photograph, result.mask, points=prompt.points, labels=prompt.labels, box=prompt.box),
     }
     if config.show_routing:
         pictures["routing"] = routing_picture(predictor, photograph)
     record = {
         "photograph": outputs.name,
-        **_describe(answer),
+        **_describe(result),
         **describe_run(sam, config, photograph),
         "prompt": prompt.to_json(),
     }
-    write_json(outputs.files[JSON], record)  # first: it says whose the pictures are
+    write_json(outputs.files[JSON], record)  # first, because it names the photograph that the pictures belong to
     for name, picture in pictures.items():
         write_atomically(outputs.files[name], partial(Image.fromarray(picture).save, format="PNG"))
     return {**record, "files": {name: str(outputs.files[name]) for name in (*pictures, JSON)}}
 
 
-def predict(predictor: SamPredictor, photograph: np.ndarray, prompt: Prompt) -> Answer:
-    """Set `photograph` (H, W, 3) and mask what `prompt` names: of three masks the one of highest predicted IoU if it is
-    ambiguous."""
+def predict(predictor: SamPredictor, photograph: np.ndarray, prompt: ObjectPrompt) -> SegmentedObject:
+    """Set `photograph` (H, W, 3) and predict the mask for `prompt`.
+
+    For an ambiguous prompt it is the mask of highest predicted IoU among three.
+    """
     start = now(predictor.device)
     predictor.set_image(photograph)
     embedded = now(predictor.device)
     masks, iou, _ = predictor.predict(prompt.points, prompt.labels, prompt.box, multimask_output=prompt.ambiguous)
     decoded = now(predictor.device)
     best = int(iou.argmax())
-    return Answer(
+    return SegmentedObject(
         mask=masks[best],
         predicted_iou=float(iou[best]),
         milliseconds={"encoder": round(embedded - start, 3), "decoder": round(decoded - embedded, 3)},
@@ -155,12 +160,12 @@ def predict(predictor: SamPredictor, photograph: np.ndarray, prompt: Prompt) -> 
 
 
 def routing_picture(predictor: SamPredictor, photograph: np.ndarray) -> np.ndarray:
-    """Draw which tokens each router sent to the performance block, on the `photograph` (H, W, 3) that was set.
+    """Draw which tokens each router sent to the performance block, on the current `photograph` (H, W, 3).
 
-    A compiled encoder returns no routing, so it encodes the photograph again, eagerly.
+    A compiled encoder returns no routing. In that case the photograph is encoded again, eagerly.
 
     Raises:
-        ValueError: if the model routed no tokens.
+        ValueError: If the model routed no tokens.
     """
     sam = predictor.model
     encoding = predictor.encoding or sam.encode_photograph(photograph)
@@ -173,10 +178,10 @@ def routing_picture(predictor: SamPredictor, photograph: np.ndarray) -> np.ndarr
     return draw_routing(photograph, maps, input_size=encoding.input_size)
 
 
-def parse_prompt(config: SegmentConfig, size: tuple[int, int]) -> Prompt:
-    """`config`'s points and box on a photograph of `size` (H, W) pixels; ValueError names the one that is wrong."""
+def parse_prompt(config: SegmentConfig, size: tuple[int, int]) -> ObjectPrompt:
+    """Parse and check `config`'s points and box for a photograph of `size` (H, W) pixels."""
     if not config.point and config.box is None:
-        raise ValueError("nothing to segment: give at least one --point X,Y on the object, or --box X0,Y0,X1,Y1")
+        raise ValueError("nothing to segment: pass at least one --point X,Y on the object, or --box X0,Y0,X1,Y1")
     texts = (*config.point, *config.negative)
     points, labels = None, None
     if texts:
@@ -184,45 +189,45 @@ def parse_prompt(config: SegmentConfig, size: tuple[int, int]) -> Prompt:
         marks = [1] * len(config.point) + [0] * len(config.negative)
         points, labels = checked_points(coords, marks)
         check_inside(points, size=size)
-    return Prompt(points=points, labels=labels, box=None if config.box is None else _parse_box(config.box, size))
+    return ObjectPrompt(points=points, labels=labels, box=None if config.box is None else _parse_box(config.box, size))
 
 
 def parse_numbers(text: str, form: str) -> list[float]:
-    """The finite numbers in `text`, as many as `form` (such as X,Y) names; ValueError shows both."""
+    """The finite numbers in `text`, as many as `form` (such as X,Y) has."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) != len(form.split(",")) or not np.isfinite(numbers).all():
-        raise ValueError(f"{text!r} is not {form}, numbers of pixels with commas between")
+        raise ValueError(f"{text!r} is not {form}, comma-separated numbers of pixels")
     return numbers
 
 
 def _parse_box(text: str, size: tuple[int, int]) -> np.ndarray:
-    """A box typed by hand lies wholly inside the image, unlike a detector's: anything else is a mistake."""
+    """Parse a box. Unlike a detector's box it must lie inside the image, because it was typed by hand."""
     box = checked_box(parse_numbers(text, "X0,Y0,X1,Y1"), size=size)
     height, width = size
     if box.min() < 0 or (box[2:] > (width, height)).any():
         raise ValueError(f"box {text} reaches outside the image of {width} x {height} pixels (width x height)")
     if (box[:2] == box[2:]).any():
-        raise ValueError(f"box {text} has nothing inside; pass X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1")
+        raise ValueError(f"box {text} is empty; pass X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1")
     return box
 
 
-def _describe(answer: Answer) -> dict[str, Any]:
-    rle = coco.encode(np.asfortranarray(answer.mask, dtype=np.uint8))
+def _describe(result: SegmentedObject) -> dict[str, Any]:
+    rle = coco.encode(np.asfortranarray(result.mask, dtype=np.uint8))
     x, y, width, height = coco.toBbox(rle).tolist()
     return {
-        "predicted_iou": answer.predicted_iou,
-        "box": [x, y, x + width, y + height],  # X0, Y0, X1, Y1, as the prompt's
-        "area": int(answer.mask.sum()),
+        "predicted_iou": result.predicted_iou,
+        "box": [x, y, x + width, y + height],  # X0, Y0, X1, Y1, like the prompt's
+        "area": int(result.mask.sum()),
         "rle": {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")},
-        "milliseconds": answer.milliseconds,
+        "milliseconds": result.milliseconds,
     }
 
 
 def describe_run(sam: Sam, config: WeightsConfig, photograph: np.ndarray) -> dict[str, Any]:
-    """Which model ran, where, and on what size of `photograph` (H, W, 3), as plain JSON values."""
+    """The model, its weights and keep ratio, the device, and the size of `photograph` (H, W, 3), as JSON values."""
     weights = config.checkpoint if config.model is None or config.model in MODELS else config.model
     return {
         "model": sam.config.name,

@@ -1,4 +1,4 @@
-"""SAM's resizing of photographs and of coordinates on them."""
+"""SAM's resizing of photographs and of their coordinates."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor
 
 
 class Resize(ResizeLongestSide):
-    """SAM's resizing, with no side below one pixel and coordinates in float32 (MPS has no float64)."""
+    """SAM's resizing with sides of at least one pixel and coordinates in float32 (MPS has no float64)."""
 
     def to_tensor(self, photograph: NDArray[np.uint8]) -> Tensor:
-        """Resize `photograph` (H, W, 3) to (3, h, w) uint8; it is not resampled if its longest side already fits.
+        """Resize `photograph` (H, W, 3) to (3, h, w) uint8. It is not resampled if its longest side already fits.
 
         Raises:
-            ValueError: if it has another shape or dtype.
+            ValueError: If it has another shape or dtype.
         """
         if photograph.ndim != 3 or photograph.shape[2] != 3 or photograph.dtype != np.uint8:
             raise ValueError(
                 f"photograph of shape {photograph.shape} and dtype {photograph.dtype}: (H, W, 3) uint8 is expected; "
-                "SamPredictor.set_image takes grey, RGBA and PIL images too"
+                "SamPredictor.set_image also accepts grey, RGBA and PIL images"
             )
         fits = max(photograph.shape[:2]) == self.target_length
         resized = np.array(photograph) if fits else self.apply_image(photograph)
         return torch.from_numpy(resized).permute(2, 0, 1)
 
     def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
-        """`coords` (..., 2) in pixels of an image of `original_size` (H, W), in pixels of the resized one."""
+        """Convert `coords` (..., 2) from pixels of an image of `original_size` (H, W) to pixels of the resized one."""
         return super().apply_coords(coords, original_size).astype(np.float32)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""SAM around our image encoder: segment_anything's class, with inputs padded to what the encoder needs.
+"""SAM around this package's image encoder: segment_anything's class, with inputs padded as the encoder needs.
 
 Shapes:
     B  images    h, w  an image after resizing, longest side `img_size`    G  tokens along a side
@@ -43,18 +43,18 @@ class Sam(OriginalSam):
 
     @property
     def config(self) -> ModelConfig:
-        """What this model is; goes into its checkpoints."""
+        """The model's config, which is stored in its checkpoints."""
         return self.image_encoder.config
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The model's name in tables."""
         return self.config.name
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Normalise pixels `x` (..., 3, h, w), 0 to 255, and zero-pad right and below to the encoder's input.
 
-        That is SAM's square for dense models, and whole windows for a big.LITTLE model without padded windows.
+        This is SAM's square for dense models, and whole windows for a big.LITTLE model without padded windows.
         """
         return self._padded(x, self.image_encoder.padded_size(*x.shape[-2:]))
 
@@ -65,10 +65,10 @@ class Sam(OriginalSam):
         """Resize, normalise, pad and encode one photograph. A compiled encoder runs eagerly here.
 
         Args:
-            pixels: RGB array (H, W, 3) uint8, which is resized unless its longest side is `img_size` already; or a
-                tensor (3, h, w), 0 to 255, which is taken as resized.
-            features_of: Layers (from 1) whose output to return.
-            with_benefits: Whether to return what each router's choice is worth.
+            pixels: RGB array (H, W, 3) uint8, which is resized unless its longest side is already `img_size`; or a
+                resized tensor (3, h, w), 0 to 255.
+            features_of: Layers (from 1) whose outputs are returned.
+            with_benefits: Whether to return the benefit of each token at each router.
         """
         side = self.image_encoder.img_size
         image = Resize(side).to_tensor(pixels) if isinstance(pixels, np.ndarray) else pixels
@@ -77,9 +77,13 @@ class Sam(OriginalSam):
         return PhotographEncoding(**vars(encoding), input_size=(image.shape[-2], image.shape[-1]))
 
     def encode_images(self, images: Sequence[Tensor]) -> Tensor:
-        """Embed resized `images`, each (3, h, w) with pixels 0 to 255, in its own padded size: (B, 256, G, G).
+        """Embed resized images. Images of the same padded size share a batch; no embedding depends on other images.
 
-        Images of one padded size share a batch. No image's embedding depends on the others.
+        Args:
+            images: B tensors (3, h, w), 0 to 255.
+
+        Returns:
+            (B, 256, G, G)
         """
         groups = self._by_padded_size(images)
         embeddings = torch.cat([self.image_encoder(batch) for _, batch in groups])
@@ -94,11 +98,16 @@ class Sam(OriginalSam):
         features_of: Collection[int] = (),
         with_benefits: bool = False,
     ) -> list[tuple[list[int], Encoding]]:
-        """Encode resized `images`, each (3, h, w) with pixels 0 to 255, in its own padded size: so that no image's
-        embedding depends on the others of a batch.
+        """Encode resized images in groups of the same padded size, so that no embedding depends on other images.
 
-        Returns, for each padded size there is, the places of its images in `images` and their encoding.
-        `branch_scale` (B, layers, 2), `features_of` and `with_benefits` are `ImageEncoder.encode`'s.
+        Args:
+            images: B tensors (3, h, w), 0 to 255.
+            branch_scale: (B, layers, 2), see `ImageEncoder.encode`.
+            features_of: See `ImageEncoder.encode`.
+            with_benefits: See `ImageEncoder.encode`.
+
+        Returns:
+            For each padded size, the indices of its images in `images` and their encoding.
         """
         return [
             (
@@ -115,8 +124,18 @@ class Sam(OriginalSam):
 
     @torch.no_grad()
     def forward(self, batched_input: list[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
-        """As segment_anything's: one dictionary of prompts an image in, one of masks out; shapes may be mixed, and no
-        image has no masks. ValueError for prompts that `check_prompts` does not take."""
+        """Predict masks for a batch, as segment_anything does. Images may have different shapes.
+
+        Args:
+            batched_input: One dictionary of an image and its prompts for each image; may be empty.
+            multimask_output: Whether to predict three masks for each prompt, or one.
+
+        Returns:
+            One dictionary of masks for each image.
+
+        Raises:
+            ValueError: If `check_prompts` rejects a prompt.
+        """
         if not batched_input:
             return []
         embeddings = self.encode_images([record["image"] for record in batched_input])
@@ -126,7 +145,7 @@ class Sam(OriginalSam):
         ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sam:
-        """What `to`, `half`, `double` and a wrapper's do to every tensor. Parameters stay in float32: ValueError."""
+        """Apply `to`, `half`, `double` or a wrapper's conversion. Parameters must stay in float32, else ValueError."""
         check_float32(fn(torch.zeros(1)).dtype, self.config.name)
         return super()._apply(fn, recurse)
 
@@ -143,7 +162,7 @@ class Sam(OriginalSam):
         return {"masks": masks, "iou_predictions": iou, "low_res_logits": logits}
 
     def _by_padded_size(self, images: Sequence[Tensor]) -> list[tuple[list[int], Tensor]]:
-        """For each padded size of `images`: their places, and their normalised pixels as one batch."""
+        """For each padded size of `images`, their indices and their normalised pixels as one batch."""
         groups: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(images):
             groups.setdefault(self.image_encoder.padded_size(*image.shape[-2:]), []).append(place)
@@ -155,7 +174,7 @@ class Sam(OriginalSam):
     def _padded(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.ndim < 3 or x.shape[-3] != 3:
             raise ValueError(
-                f"image of shape {tuple(x.shape)}: (..., 3, height, width) is expected; move its 3 colours before its "
+                f"image of shape {tuple(x.shape)}: (..., 3, height, width) is expected; put the colours before "
                 "height and width"
             )
         if x.shape[-2] > size[0] or x.shape[-1] > size[1]:

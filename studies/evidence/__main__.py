@@ -4,8 +4,8 @@ $ python -m studies.evidence --data DATA --output runs/evidence_reduced         
 $ python -m studies.evidence --data DATA --output runs/cpu --size cpu --teacher TEACHER
 $ python -m studies.evidence --data DATA --output runs/gpu --size gpu --parallel 4
 
-In the root of the repository. It runs the project's own commands and makes evidence.md and evidence.json of what they
-write; started again it goes on where it stopped.
+Run it in the root of the repository. It runs the project's own commands and writes their results to evidence.md and
+evidence.json. Started again, it resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from studies.evidence.tables import page, results
 
 
 def evidence(config: EvidenceConfig) -> None:
-    """Make what `config` asks for, then write the tables. ValueError, one line, names a row that could not be made."""
+    """Run the study and write the tables. ValueError names a row that failed."""
     study = Study(config)
     for error in run_chains([study.preparations()]):
         raise error
@@ -37,7 +37,7 @@ def evidence(config: EvidenceConfig) -> None:
     write_atomically(tables, lambda to: Path(to).write_text(page(study, found)))
     print(tables)
     if failed:
-        raise ValueError(f"{failed[0]}" + (f"; {len(failed) - 1} more did not end well" if len(failed) > 1 else ""))
+        raise ValueError(f"{failed[0]}" + (f"; {len(failed) - 1} more failed" if len(failed) > 1 else ""))
 
 
 if __name__ == "__main__":

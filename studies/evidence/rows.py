@@ -1,7 +1,7 @@
 """The study as data: every row, the tables they make, and the sizes in which all of them are made.
 
-What makes a row is in its recipe, configs/evidence/*.yaml, and in its settings here, which win; what all rows share is
-in `ALL`, `STUDENT` and their size.
+A row is defined by its recipe, configs/evidence/*.yaml, and by its settings here, which override the recipe. Settings
+shared by all rows are in `ALL`, `STUDENT` and their size.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """A model to be trained."""
 
     what: str
-    """In a few words."""
+    """A short description."""
     recipe: str | None = None
     """Name of its file in configs/evidence. Default: the row's own."""
     settings: Settings = field(default_factory=dict)
     """What differs from the recipe."""
     start: str = "distilled"
-    """distilled: from the teacher, which it is to match; continued: from the teacher's weights; scratch."""
+    """distilled: from the teacher, which it must match; continued: from the teacher's weights; scratch."""
 
 
 FRESH = {"encoder_lr": 5e-4, "decoder_lr": 5e-4, "prompt_lr": 5e-4}
-"""Rates of a SAM that has not learnt anything."""
+"""Learning rates of an untrained SAM."""
 ROWS = {
-    BASELINE: Row("the teacher's own size, trained on as the others"),
-    "narrow": Row("dense, 128 channels of 192"),
-    "shallow": Row("dense, 8 layers of 12"),
-    "paper": Row("big.LITTLE as the paper has it, keep .25"),
-    "evit": Row("pruned as by EViT, keep .5"),
-    "evo_vit": Row("pruned as by Evo-ViT, keep .5"),
-    "evit_undistilled": Row("the same without distillation", "evit", start="continued"),
-    "evo_vit_undistilled": Row("the same without distillation", "evo_vit", start="continued"),
-    "without_little": Row("without efficiency blocks"),
-    "random": Row("router: random, scores off"),
-    "primary_keys": Row("primary tokens the only keys"),
-    "undistilled": Row("without distillation", "paper", start="continued"),
-    "unscaled": Row("score scaling off, so routers do not learn", "paper", {"options": ("score_scaling=false",)}),
-    "scratch": Row("from scratch, without distillation", "paper", FRESH, start="scratch"),
-    "two_class": Row("router: a two-class softmax", "paper", {"options": ("router_scores=two_class",)}),
-    "window_14": Row("windows of 14, padded", "paper", {"window": 14}),
-    "pooled": Row("keys: primary tokens and 4 x 4 means"),
-    "windowed": Row("the same, E-attention windowed"),
-    "listwise": Row("a listwise loss for routers"),
-    "lambda_1": Row("distillation weight 1", "paper", {"distillation_weight": 1}),
-    "lambda_5": Row("distillation weight 5", "paper", {"distillation_weight": 5}),
-    "lambda_10": Row("distillation weight 10", "paper", {"distillation_weight": 10}),
-    "keep_500": Row("keep .5", "paper", {"keep_ratios": 0.5, "options": ("keep_ratio=0.5",)}),
-    "keep_375": Row("keep .375", "paper", {"keep_ratios": 0.375, "options": ("keep_ratio=0.375",)}),
-    "keep_125": Row("keep .125", "paper", {"keep_ratios": 0.125, "options": ("keep_ratio=0.125",)}),
-    "sampled": Row("keep ratio drawn each step, measured at .25"),
+    BASELINE: StudyRow("the teacher's own size, trained on as the others"),
+    "narrow": StudyRow("dense, 128 channels of 192"),
+    "shallow": StudyRow("dense, 8 layers of 12"),
+    "paper": StudyRow("big.LITTLE as the paper has it, keep .25"),
+    "evit": StudyRow("pruned as by EViT, keep .5"),
+    "evo_vit": StudyRow("pruned as by Evo-ViT, keep .5"),
+    "evit_undistilled": StudyRow("the same without distillation", "evit", start="continued"),
+    "evo_vit_undistilled": StudyRow("the same without distillation", "evo_vit", start="continued"),
+    "without_little": StudyRow("without efficiency blocks"),
+    "random": StudyRow("router: random, scores off"),
+    "primary_keys": StudyRow("primary tokens the only keys"),
+    "undistilled": StudyRow("without distillation", "paper", start="continued"),
+    "unscaled": StudyRow("score scaling off, so routers do not learn", "paper", {"options": ("score_scaling=false",)}),
+    "scratch": StudyRow("from scratch, without distillation", "paper", FRESH, start="scratch"),
+    "two_class": StudyRow("router: a two-class softmax", "paper", {"options": ("router_scores=two_class",)}),
+    "window_14": StudyRow("windows of 14, padded", "paper", {"window": 14}),
+    "pooled": StudyRow("keys: primary tokens and 4 x 4 means"),
+    "windowed": StudyRow("the same, E-attention windowed"),
+    "listwise": StudyRow("a listwise loss for routers"),
+    "lambda_1": StudyRow("distillation weight 1", "paper", {"distillation_weight": 1}),
+    "lambda_5": StudyRow("distillation weight 5", "paper", {"distillation_weight": 5}),
+    "lambda_10": StudyRow("distillation weight 10", "paper", {"distillation_weight": 10}),
+    "keep_500": StudyRow("keep .5", "paper", {"keep_ratios": 0.5, "options": ("keep_ratio=0.5",)}),
+    "keep_375": StudyRow("keep .375", "paper", {"keep_ratios": 0.375, "options": ("keep_ratio=0.375",)}),
+    "keep_125": StudyRow("keep .125", "paper", {"keep_ratios": 0.125, "options": ("keep_ratio=0.125",)}),
+    "sampled": StudyRow("keep ratio drawn each step, measured at .25"),
 }
 TABLES = {
     "Table 2: against dense encoders and token pruning": (
@@ -79,7 +79,7 @@ DIAL = (0.0, 0.125, 0.25, 0.5, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large the study is: all that its rows share."""
+    """The size of the study: the settings that its rows share."""
 
     rows: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)

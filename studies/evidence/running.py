@@ -1,4 +1,4 @@
-"""Commands as processes, several at once, each with a log; whatever ends this, none is left running."""
+"""Runs commands as parallel processes, each with a log. None is left running, however this process ends."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ PROGRAMS = {
 
 
 def run_chains(chains: Sequence[Sequence[Task]], *, parallel: int = 1) -> list[ValueError]:
-    """Run the tasks of each of `chains` in order, `parallel` chains at once; why some did not come to their end.
+    """Run the tasks of each of `chains` in order, `parallel` chains at once.
 
-    None is left running, whatever ends this.
+    Returns:
+        The errors of the chains that failed.
     """
     running: set[subprocess.Popen[bytes]] = set()
     stopped = threading.Event()
@@ -59,9 +60,9 @@ def run_chains(chains: Sequence[Sequence[Task]], *, parallel: int = 1) -> list[V
 def run_task(
     task: Task, *, environment: Mapping[str, str], running: set[subprocess.Popen[bytes]], stopped: threading.Event
 ) -> None:
-    """Run `task`, unless it has come to its end; ValueError, one line, if it does not.
+    """Run `task` unless it has already finished. ValueError if it fails.
 
-    It is among `running` while it runs. Who ends it sets `stopped` first, then ends what is `running`.
+    Its process is in `running` while it runs. To stop, set `stopped` first, then terminate the processes.
     """
     identity = task.identity()
     if task.finished:
@@ -73,15 +74,13 @@ def run_task(
     with task.log.open("ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         running.add(process)
-        if stopped.is_set():  # since the last look, so that nobody may have seen it `running`
+        if stopped.is_set():  # set after the last check, so that the process may have been missed in `running`
             process.terminate()
         code = process.wait()
         running.remove(process)
     if code:
         said = [line.strip() for line in task.log.read_text(errors="replace").splitlines() if line.strip()]
-        raise ValueError(
-            f"{task.name} ended with code {code} ({said[-1] if said else 'saying nothing'}); see {task.log}"
-        )
+        raise ValueError(f"{task.name} ended with code {code} ({said[-1] if said else 'no output'}); see {task.log}")
     task.finish(identity)
 
 

@@ -1,6 +1,6 @@
-"""Which commands make the study, and which of them have come to their end.
+"""The commands of the study, and which of them have finished.
 
-A command that has is not run again while its words and the files they name are the same.
+A finished command is not run again as long as its words and the files that they name are unchanged.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class EvidenceConfig:
     """Directory with real_train (SA-1B's layout, and val_ids.txt, which training leaves out) and real_eval
     (instances.json and images)."""
     output: Path
-    """Directory of all runs, evidence.md and evidence.json. Started again it goes on where it stopped; other settings
-    want another one."""
+    """Directory of all runs, evidence.md and evidence.json. Started again, it resumes where it stopped; use a new
+    directory for other settings."""
     size: str = "reduced"
     """reduced (128 px, a few steps: whether all works), cpu (256 px) or gpu (512 px, two seeds, every row)."""
     rows: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class EvidenceConfig:
 
 @dataclass(frozen=True)
 class Task:
-    """A command, and the directory that it fills; its log and the mark that it has come to its end lie beside that."""
+    """A command and its output directory. Its log and the record that it has finished are beside the directory."""
 
     name: str
     words: tuple[str, ...]
@@ -91,7 +91,7 @@ class Task:
 
     @property
     def log(self) -> Path:
-        """All that it says."""
+        """All of its output."""
         return self.directory.with_suffix(".log")
 
     @property
@@ -100,21 +100,21 @@ class Task:
 
     @property
     def finished(self) -> bool:
-        """Whether this very command has come to its end, on files as they are now."""
+        """Whether this command has finished with the current content of its files."""
         return self._mark.is_file() and read_json(self._mark) == self.identity()
 
     def finish(self, identity: Mapping[str, Any]) -> None:
-        """Note that it has, with the `identity` that it had when it started."""
+        """Record that it has finished, with the `identity` that it had when it started."""
         write_json(self._mark, identity)
 
     def identity(self) -> dict[str, Any]:
-        """Its words, and what the files that they name say now."""
+        """Its words, and the current content of the files that they name."""
         files = [word for word in self.words if (ROOT / word).is_file()]
         return {"command": shlex.join(self.words), "files": {word: _content(ROOT / word) for word in files}}
 
 
 def _content(path: Path) -> str:
-    """What a file says that a command would notice: a recipe's settings, or the hash of any other file."""
+    """The settings of a recipe, or the hash of any other file."""
     if path.suffix != ".yaml":
         return file_sha256(path)
     return "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
@@ -125,7 +125,7 @@ OfSeed = Callable[[str, int], Task]
 
 
 class Study:
-    """What is to be run, and what of it has been."""
+    """The tasks of the study and their state."""
 
     def __init__(self, config: EvidenceConfig) -> None:
         self.config = config
@@ -134,7 +134,7 @@ class Study:
         self.teacher = config.teacher or config.output / "teacher" / "last.safetensors"
 
     def preparations(self) -> list[Task]:
-        """The teacher and its embeddings, which the rows wait for."""
+        """The teacher and its embeddings, which all rows need."""
         tasks = []
         output = self.config.output
         if self.config.teacher is None:
@@ -194,13 +194,13 @@ class Study:
         return self._model(name, trained[0]) if trained else None
 
     def seeds_of(self, name: str, task: OfSeed) -> list[int]:
-        """Seeds for which `task` of row `name`, and its training, have come to their end."""
+        """Seeds for which `task` of row `name`, and its training, have finished."""
         there = (self.config.output / name).glob("seed_*")
         seeds = sorted(int(directory.name.removeprefix("seed_")) for directory in there)
         return [seed for seed in seeds if self.training(name, seed).finished and task(name, seed).finished]
 
     def finished(self) -> list[Task]:
-        """Every task that has come to its end."""
+        """Every task that has finished."""
         rows = [task for name in ROWS for seed in self.seeds_of(name, self.training) for task in self.chain(name, seed)]
         return [task for task in (*self.preparations(), *rows, self.benchmark()) if task.finished]
 

@@ -70,7 +70,7 @@ def test_a_result_is_made_again_but_never_another_photographs(
     with pytest.raises(SystemExit):
         command(verb, photographs / "same.png")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert "is there and was not made of" in line
+    assert "already exists and was not made from" in line
     assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
@@ -83,20 +83,20 @@ def test_a_photograph_that_cannot_be_read_does_not_stop_the_others(
     assert stop.value.code == 2
     note, error = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("note", "error"))]
     assert "damaged.jpg is left out" in note
-    assert error == "error: 1 of 4 photographs cannot be used; the notes above say why"
+    assert error == "error: 1 of 4 photographs cannot be used; see the notes above"
     assert len(list((tmp_path / "out").glob("*.json"))) == 3
 
 
 @pytest.mark.parametrize("content", ["mine", "[" * 100_000, "[]"])
 def test_a_file_of_somebody_else_is_kept(photographs: Path, tmp_path: Path, content: str, refused: Any) -> None:
     (tmp_path / "other.json").write_text(content)
-    with refused(ValueError, r"other\.json is there and was not made of"):
+    with refused(ValueError, r"other\.json already exists and was not made from"):
         plan_outputs([photographs / "other.PNG"], tmp_path, ENDINGS)
 
 
 def test_a_picture_without_a_record_is_kept(photographs: Path, tmp_path: Path, refused: Any) -> None:
     (tmp_path / "other_mask.png").write_text("mine")
-    with refused(ValueError, r"other_mask\.png is there"):
+    with refused(ValueError, r"other_mask\.png already exists"):
         plan_outputs([photographs / "other.PNG"], tmp_path, ENDINGS)
 
 
@@ -115,10 +115,10 @@ def test_a_photograph_named_twice_counts_once(photographs: Path, tmp_path: Path)
 
 def test_a_directory_without_photographs_is_named(tmp_path: Path, refused: Any) -> None:
     (tmp_path / "empty").mkdir()
-    with refused(ValueError, "empty holds no photograph"):
+    with refused(ValueError, "empty has no photograph"):
         find_photographs([tmp_path / "empty"], tmp_path)
 
 
 def test_results_go_elsewhere_than_the_photographs(photographs: Path, refused: Any) -> None:
-    with refused(ValueError, "holds the photographs, too"):
+    with refused(ValueError, "also holds the photographs"):
         find_photographs([photographs], photographs)

@@ -184,11 +184,11 @@ def test_where_nothing_is_routed_there_is_no_routing_picture(
         ({"point": ("80,20",)}, "point 80,20 is outside the image of 80 x 60"),
         ({"point": ("5,6",), "negative": ("20,-1",)}, "point 20,-1 is outside"),
         ({"box": "1,2,3"}, "'1,2,3' is not X0,Y0,X1,Y1"),
-        ({"box": "30,2,3,50"}, "box 30,2,3,50 is inside out"),
+        ({"box": "30,2,3,50"}, "box 30,2,3,50 has swapped corners"),
         ({"box": "100,2,300,50"}, "box 100,2,300,50 is outside"),
         ({"box": "1,2,81,50"}, "box 1,2,81,50 reaches outside the image of 80 x 60"),
         ({"box": "-1,2,30,50"}, "box -1,2,30,50 reaches outside"),
-        ({"box": "7,2,7,50"}, "box 7,2,7,50 has nothing inside"),
+        ({"box": "7,2,7,50"}, "box 7,2,7,50 is empty"),
     ],
 )
 def test_a_wrong_prompt_is_named_and_writes_nothing(

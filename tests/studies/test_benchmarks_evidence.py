@@ -537,7 +537,7 @@ def test_where_a_row_cannot_be_made_the_tables_are_written_all_the_same(
     cache.finish(cache.identity())
     monkeypatch.setitem(PROGRAMS, "python", (sys.executable, "-c", "raise SystemExit('error: no room')"))
     log = config.output / "paper" / "seed_0" / "training.log"
-    told = f"row paper, seed 0: training ended with code 1 (error: no room); see {log}; 1 more did not end well"
+    told = f"row paper, seed 0: training ended with code 1 (error: no room); see {log}; 1 more failed"
     with refused(ValueError, f"^{re.escape(told)}$"):
         command.evidence(config)
     assert "| `paper` |" in (config.output / "evidence.md").read_text()

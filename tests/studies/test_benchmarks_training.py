@@ -51,17 +51,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> training_speed.SpeedConf
 
 
 @pytest.fixture(scope="module")
-def rows(config: training_speed.SpeedConfig, tmp_path_factory: pytest.TempPathFactory) -> list[training_speed.Row]:
+def rows(
+    config: training_speed.SpeedConfig, tmp_path_factory: pytest.TempPathFactory
+) -> list[training_speed.SpeedResult]:
     with_teacher = training_speed.with_random_teacher(config, tmp_path_factory.mktemp("teacher"))
     with training_speed.joined_processes(torch.device("cpu")) as processes:
         return training_speed.measure(with_teacher, training_speed.training_source(with_teacher.data), processes)
 
 
-def test_every_keep_ratio_is_measured_once(rows: list[training_speed.Row]) -> None:
+def test_every_keep_ratio_is_measured_once(rows: list[training_speed.SpeedResult]) -> None:
     assert [row.keep_ratio for row in rows] == [0.25, 1.0]
 
 
-def test_the_pieces_of_a_step_make_it_up(rows: list[training_speed.Row]) -> None:
+def test_the_pieces_of_a_step_make_it_up(rows: list[training_speed.SpeedResult]) -> None:
     for row in rows:
         assert set(row.shares) == set(training_speed.PIECES)
         assert sum(row.shares.values()) == pytest.approx(1)
@@ -69,12 +71,12 @@ def test_the_pieces_of_a_step_make_it_up(rows: list[training_speed.Row]) -> None
         assert all(row.shares[piece] > 0 for piece in ("encoder", "teacher", "decoder", "backward", "optimiser"))
 
 
-def test_more_tokens_kept_are_more_arithmetic(rows: list[training_speed.Row]) -> None:
+def test_more_tokens_kept_are_more_arithmetic(rows: list[training_speed.SpeedResult]) -> None:
     least, most = (row.teraflops * row.seconds for row in rows)
     assert 0 < least < most
 
 
-def test_a_step_is_two_images_with_two_masks_each(rows: list[training_speed.Row]) -> None:
+def test_a_step_is_two_images_with_two_masks_each(rows: list[training_speed.SpeedResult]) -> None:
     assert [row.images_per_second * row.seconds for row in rows] == [pytest.approx(2)] * 2
     assert all(0 < row.masks <= 4 for row in rows)
 
