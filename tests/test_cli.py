@@ -594,10 +594,10 @@ class Kinds:
     [
         ("flip: 'true'", "flip: 'true' is not true or false"),
         ("warm_start: yes", "warm_start: YAML reads this word as true; put it in quotes"),
-        ("lr: [1, 2]", "lr: [1, 2] is more than one value"),
-        ("lr: {a: 1}", "lr: {'a': 1} is more than one value"),
+        ("lr: [1, 2]", "lr: [1, 2] is a collection"),
+        ("lr: {a: 1}", "lr: {'a': 1} is a collection"),
         ("steps: many", "steps: Error parsing --steps"),
-        ("steps:", "steps: there is no value"),
+        ("steps:", "steps: the value is missing"),
         ("rates: [a]", "rates: Error parsing --rates"),
         ("output: ''", "output: Error parsing --output: the path is empty"),
         ("1: 2", "unknown settings 1"),
