@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from sam_blvit.checkpoint.load import imported_function
+from sam_blvit.checkpoint.custom import imported_function
 from sam_blvit.system.files import first_line
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -1,7 +1,7 @@
-"""Adapters: what a big.LITTLE model has beyond its SAM, in a file of its own, beside any copy of that SAM.
+"""Adapters: the tensors that a big.LITTLE model adds to its SAM, in a file of their own.
 
-Where training leaves the SAM inside as it was, only the new tensors need be kept. The adapter carries a hash of the
-SAM's tensors; file format, wrapping and order of the copy it is put over do not matter, while one other bit does.
+If training leaves the SAM's weights unchanged, only the new tensors have to be saved. The adapter carries a hash of the
+SAM's tensors. File format, wrapping and tensor order of the SAM's file do not matter; every bit of its weights does.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ def save_adapter(
     dtype: torch.dtype = torch.bfloat16,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write what `sam` has beyond its SAM as safetensors with its config inside, atomically.
+    """Write the tensors that `sam` adds to its SAM as safetensors with the config inside, atomically.
 
-    `base_sha256`: `tensors_sha256` of that SAM, as it was before positions were interpolated to another image side.
-    Matrices are stored in `dtype`; vectors stay float32. ValueError if `sam` is dense and has nothing beyond.
+    Args:
+        sam: a routed model.
+        path: the file to write.
+        base_sha256: `tensors_sha256` of the SAM, from before positions were interpolated to another image side.
+        dtype: of matrices; vectors stay float32.
+        metadata: further text for the file.
+
+    Raises:
+        ValueError: if `sam` is dense: the adapter would be empty.
     """
     if not sam.config.routed:
         raise ValueError(f"{sam.config.name} is dense: an adapter of it would be empty; save the whole model")
@@ -40,8 +47,10 @@ def save_adapter(
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the SAM in `state`: each tensor's name, shape and float32 values, by name; none that only a
-    big.LITTLE model has."""
+    """SHA-256 of the SAM in `state`: each tensor's name, shape and float32 values, in order of names.
+
+    Tensors that only a big.LITTLE model has do not count.
+    """
     digest = hashlib.sha256()
     for name in sorted(name for name in state if not is_big_little(name)):
         value = state[name].detach().to("cpu", torch.float32).contiguous()
@@ -51,14 +60,20 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def base_sha256(path: str | Path) -> str:
-    """`tensors_sha256` of the SAM in the file at `path`, a plain SAM's or ours; CheckpointError if there is none."""
+    """`tensors_sha256` of the SAM in the file at `path`, a plain SAM or a sam_blvit checkpoint."""
     return tensors_sha256(_base_state(path))
 
 
 def over_base(state: dict[str, Tensor], path: str | Path, base: str | Path | None) -> dict[str, Tensor]:
-    """The tensors of a whole model: `state`, read from `path`, and where that is an adapter those of its SAM, `base`.
+    """The tensors of a whole model: `state`, completed by those of `base` if `path` is an adapter.
 
-    Raises CheckpointError, one line, for an adapter without its SAM, or with another, and for a base of no adapter.
+    Args:
+        state: the tensors in `path`.
+        path: a checkpoint or an adapter.
+        base: the SAM that an adapter was trained for.
+
+    Raises:
+        CheckpointError: if an adapter lacks its SAM or gets another one, or if `base` is given for a whole model.
     """
     wanted = read_metadata(path).get(BASE_KEY)
     if wanted is None:
@@ -77,7 +92,7 @@ def over_base(state: dict[str, Tensor], path: str | Path, base: str | Path | Non
 
 
 def _base_state(path: str | Path) -> dict[str, Tensor]:
-    """The SAM in a file. Its wrappings need no word: the hash tells whether it is the right one."""
+    """The SAM in a file. No warning about its wrapping: the hash shows whether it is the right one."""
     state, _, _ = read_unsaid(path)
     beneath = {name: value for name, value in state.items() if not is_big_little(name)}
     if not beneath:

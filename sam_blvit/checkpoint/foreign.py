@@ -1,8 +1,8 @@
-"""A plain ViT (DINOv2, MAE, DeiT and their kind) as the encoder of a `vit_*` of the same width.
+"""A plain ViT (DINOv2, MAE, DeiT and similar models) as the encoder of a `vit_*` of the same width.
 
-One table of foreign names a family. Layer scale is folded into the projection that it follows, positions are
-interpolated to the encoder's grid, and the patch kernel is resized so that it answers a resized patch as the old one
-answered the patch itself.
+Each family has one table of names. Layer scale is folded into the projection that it follows, positions are
+interpolated to the encoder's grid, and the patch kernel is resized so that its output on a resized patch equals the
+old kernel's output on the original patch.
 
 Shapes:
     C  channels    P  side of a patch, pixels    G  tokens along a side
@@ -39,11 +39,11 @@ class Family:
     prefixes: tuple[str, ...]
     """Any of these, or nothing, is before every name."""
     names: Mapping[str, str]
-    """Our name within the encoder, by theirs, weight and bias alike."""
+    """SAM's name within the encoder, by the family's; the same for weight and bias."""
     packed: tuple[str, str, str] | None
-    """Their names of query, key and value, which are one `attn.qkv` here; None: they are one there, too."""
+    """The family's names of query, key and value, which SAM joins in `attn.qkv`. None: the family joins them too."""
     scales: Mapping[str, str]
-    """Our name of the projection that a layer scale follows, by theirs of the scale."""
+    """SAM's name of the projection that a layer scale follows, by the family's name of the scale."""
     dropped: tuple[str, ...]
     """Patterns of what SAM's encoder has no place for: class token, last norm, heads."""
 
@@ -119,13 +119,13 @@ FAMILIES = (
 
 
 def read_plain_vit(path: str | Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Parameters of the encoder of a dense model of `config` from the plain ViT in `path`, under our names.
+    """Parameters of the encoder of a dense model of `config` from the plain ViT in `path`, under SAM's names.
 
     `path` is a .pth, .safetensors or .onnx of one of `FAMILIES`. Relative positions are zero. Neck and enlargement,
     which no plain ViT has, are not among them; class and register tokens, the last norm and heads are dropped.
 
     Raises:
-        CheckpointError: naming what is missing, unexpected, of another width or not finite.
+        CheckpointError: if a tensor is missing, unexpected, of another width or not finite.
     """
     if str(path).endswith(ONNX):
         theirs = _of_graph(Path(path))
@@ -133,7 +133,7 @@ def read_plain_vit(path: str | Path, config: ModelConfig) -> dict[str, Tensor]:
     else:
         theirs, ours = read_checkpoint(path)
         if ours is not None:
-            raise CheckpointError(f"{path} is a checkpoint of ours, a {ours.name}; name it with checkpoint instead")
+            raise CheckpointError(f"{path} is a sam_blvit checkpoint, a {ours.name}; name it with checkpoint instead")
     family, theirs = _recognised(theirs, path)
     found = _renamed(theirs, family, path)
     if PATCHES in found:

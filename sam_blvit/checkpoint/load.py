@@ -1,15 +1,11 @@
-"""Weights in and out: SAM's own files and ours, strictly, with nothing loaded or skipped in silence.
+"""Loads and saves weights, SAM's files and this package's, strictly: nothing is loaded or skipped silently.
 
 The parameter names are the contract between versions: without the big.LITTLE ones a state dict is a valid SAM state
-dict. How tensors lie in files is `sam_blvit.checkpoint.format`'s, adapters are `sam_blvit.checkpoint.adapter`'s.
+dict. `sam_blvit.checkpoint.format` reads and writes files, `sam_blvit.checkpoint.adapter` handles adapters.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +18,7 @@ from segment_anything.modeling import Sam as OriginalSam
 from torch import Tensor
 
 from sam_blvit.checkpoint.adapter import base_sha256, over_base, save_adapter
+from sam_blvit.checkpoint.custom import build_from_function
 from sam_blvit.checkpoint.format import (
     CheckpointError,
     check_fit,
@@ -36,7 +33,7 @@ from sam_blvit.model.build import build_sam as build_fresh
 from sam_blvit.model.compiled import compile_encoder
 from sam_blvit.model.sam import Sam
 from sam_blvit.system.distributed import pick_device
-from sam_blvit.system.files import first_line, write_atomically
+from sam_blvit.system.files import write_atomically
 from sam_blvit.system.progress import announce
 
 __all__ = [
@@ -60,19 +57,9 @@ __all__ = [
 ]
 
 SHIPPED = "blvit_s_t"
-"""The model whose weights are inside the package."""
+"""The model whose weights ship with the package."""
 SHIPPED_WEIGHTS = Path(__file__).parents[1] / "weights" / f"{SHIPPED}.safetensors"
 POSITIONS = "pos_embed"
-SAM_PARTS = (
-    "image_encoder",
-    "prompt_encoder",
-    "mask_decoder",
-    "preprocess",
-    "postprocess_masks",
-    "mask_threshold",
-    "device",
-)
-"""What is used of a Sam that is not ours."""
 AnySam = TypeVar("AnySam", bound=OriginalSam)
 
 
@@ -89,8 +76,13 @@ def save_sam(
 def save_plain_sam(sam: Sam, path: str | Path) -> list[str]:
     """Write the SAM inside `sam` (performance blocks, neck, prompt encoder, decoder) as a plain SAM `.pth`, atomically.
 
-    Returns the names left out. segment-anything loads the file strictly if the model has SAM's own size. Raises
-    ValueError for a model whose neck does more than SAM's.
+    segment-anything loads the file strictly if the model has one of SAM's sizes.
+
+    Returns:
+        Names of the tensors that were left out.
+
+    Raises:
+        ValueError: if the neck has parts that SAM's lacks.
     """
     if sam.config.enlarge > 1 or sam.config.neck_layers:
         raise ValueError(
@@ -104,9 +96,15 @@ def save_plain_sam(sam: Sam, path: str | Path) -> list[str]:
 
 
 def load_sam(path: str | Path, base: str | Path | None = None, **overrides: Any) -> Sam:
-    """The model in one of our files, built from the config inside; `overrides` replace fields of that config.
+    """Load the model in a sam_blvit checkpoint, built from the config inside it.
 
-    `base`: the SAM that an adapter was trained for. Raises CheckpointError, one line, for what cannot be used.
+    Args:
+        path: the checkpoint.
+        base: the SAM that an adapter was trained for.
+        **overrides: replace fields of the config.
+
+    Raises:
+        CheckpointError: if a file cannot be used.
     """
     state, config = read_checkpoint(path)
     if config is None:
@@ -122,16 +120,21 @@ def build_from_registry(
 ) -> Sam:
     """Build registry model `name`, in eval mode, with the weights in `checkpoint`.
 
-    `checkpoint` is one of our files (its config counts) or a plain SAM file of the same size, which fills all but
-    what only a big.LITTLE model has. None gives fresh weights, saying so, except for blvit_s_t, which ships with
-    its own. `base`: the SAM that `checkpoint` was trained for, if it is an adapter. `overrides` replace config fields:
-    `window`, `image_size`, `keep_ratio`, `compute_dtype`.
-    Raises CheckpointError (a ValueError) naming what is missing, unexpected or of the wrong shape.
+    Args:
+        name: a model of the registry.
+        checkpoint: a sam_blvit checkpoint, whose config is used, or a plain SAM file of the same size, which fills
+            everything except routers and efficiency blocks. None: random weights, with a warning, except for
+            blvit_s_t, whose weights ship with the package.
+        base: the SAM that `checkpoint` was trained for, if that is an adapter.
+        **overrides: replace config fields: `window`, `image_size`, `keep_ratio`, `compute_dtype`.
+
+    Raises:
+        CheckpointError: (a ValueError) if tensors are missing, unexpected or of the wrong shape.
     """
     config = model_config(name, **overrides)
     if checkpoint is None:
         if base is not None:
-            raise CheckpointError(f"base={base} wants an adapter above it; name that as checkpoint")
+            raise CheckpointError(f"base={base} needs an adapter; name that as checkpoint")
         if name == SHIPPED:
             return build_from_registry(name, SHIPPED_WEIGHTS, **overrides)
         warnings.warn(f"{name}: no checkpoint given, every weight is random", stacklevel=2)
@@ -148,12 +151,18 @@ def build_from_registry(
 def build_sam(
     checkpoint: str | Path | ModelConfig | None = None, *, base: str | Path | None = None, **overrides: Any
 ) -> Sam:
-    """The model that commands run by default, in eval mode: the one in `checkpoint`, or blvit_s_t with its own weights.
+    """Build the model in `checkpoint`, in eval mode; by default blvit_s_t with its shipped weights.
 
-    Called as segment_anything's `build_sam`, which builds ViT-H; here a plain SAM file needs its model's name, as in
-    `sam_model_registry["vit_h"](checkpoint=...)`. A `ModelConfig` in place of a file gives that model with fresh
-    weights. `base` and `overrides` are those of `build_from_registry`.
-    Raises CheckpointError, one line, for what cannot be used.
+    It replaces segment_anything's `build_sam`, which builds ViT-H. A plain SAM file needs the name of its model:
+    `sam_model_registry["vit_h"](checkpoint=...)`.
+
+    Args:
+        checkpoint: a sam_blvit checkpoint, or a `ModelConfig` for that model with random weights.
+        base: see `build_from_registry`.
+        **overrides: see `build_from_registry`.
+
+    Raises:
+        CheckpointError: if a file cannot be used.
     """
     if isinstance(checkpoint, ModelConfig):
         return build_fresh(override(checkpoint, **overrides))
@@ -163,10 +172,10 @@ def build_sam(
 
 
 class UnknownModelError(KeyError, ValueError):
-    """A name that is not in the registry; the message is one line for the person who gave it."""
+    """A name that is not in the registry."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # KeyError's own would be the message in quotes
+        return str(self.args[0])  # KeyError would put the message in quotes
 
 
 class Registry(dict[str, Callable[..., Sam]]):
@@ -182,7 +191,7 @@ sam_model_registry = Registry({"default": build_sam, **{name: partial(build_from
 
 
 def load_model(weights: WeightsConfig) -> Sam:
-    """Load the model that a command's flags name, at their keep ratio and on their device; compiled if they say so."""
+    """Load the model that a command's flags name, with their keep ratio and device, compiled if requested."""
     chosen = {"keep_ratio": weights.keep_ratio, "image_size": weights.image_size}
     overrides = {name: value for name, value in chosen.items() if value is not None}
     if weights.model is None:
@@ -199,42 +208,23 @@ def load_model(weights: WeightsConfig) -> Sam:
 
 
 def load_any(weights: WeightsConfig) -> OriginalSam:
-    """As `load_model`; the model may also be `module:function`, which returns a Sam in the manner of segment_anything,
-    or a pair of exported files, `onnx:ENCODER,DECODER`.
+    """Like `load_model`, but also accepts functions and ONNX files.
 
-    Modules of the working directory are found too. ValueError, one line, if there is no such function or what it
-    returns is none.
+    The model may also be `module:function`, which returns a segment_anything Sam, or a pair of exported files,
+    `onnx:ENCODER,DECODER`. Modules in the working directory are found too.
+
+    Raises:
+        ValueError: if the function cannot be imported or called, or does not return a Sam.
     """
     if weights.model is None:
         return load_model(weights)
     if (files := exported_pair(weights.model)) is not None:
         _check_no_settings(weights, "checkpoint", "keep_ratio", "image_size", "base", "compile")
         return load_exported(*files).to(pick_device(weights.device))
-    module, _, function = weights.model.partition(":")
-    if not function or Path(weights.model).is_file():
+    if not weights.model.partition(":")[2] or Path(weights.model).is_file():
         return load_model(weights)
     _check_no_settings(weights, "keep_ratio", "image_size", "base")
-    given = {} if weights.checkpoint is None else {"checkpoint": str(weights.checkpoint)}
-    build = imported_function(module, function)
-    try:
-        inspect.signature(build).bind(**given)
-    except TypeError as error:
-        raise ValueError(
-            f"model={weights.model} cannot be called with checkpoint={weights.checkpoint} ({error})"
-        ) from error
-    try:
-        sam = build(**given)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # anybody's code: whatever it raises
-        raise ValueError(
-            f"model={weights.model} cannot be built ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    if lacking := [part for part in SAM_PARTS if not hasattr(sam, part)]:
-        raise ValueError(
-            f"model={weights.model} returned a {type(sam).__name__} without {', '.join(lacking)}; a segment_anything "
-            "Sam is expected"
-        )
+    sam = build_from_function(weights.model, weights.checkpoint)
     return _placed(sam.eval(), weights)
 
 
@@ -245,35 +235,22 @@ def weight_files(weights: WeightsConfig) -> list[str | Path | None]:
 
 
 def _check_no_settings(weights: WeightsConfig, *names: str) -> None:
-    """Raise ValueError if a setting is given that a model which is not ours does not have."""
+    """Raise ValueError if a setting is given that only models of this package have."""
     if given := [f"{name}={getattr(weights, name)}" for name in names if getattr(weights, name) not in (None, False)]:
         raise ValueError(f"model={weights.model} has no such setting ({', '.join(given)}); leave it out")
 
 
 def _placed(sam: AnySam, weights: WeightsConfig) -> AnySam:
-    """`sam` where and as `weights` wants it run."""
+    """Move `sam` to the device that `weights` names, and compile it if requested."""
     sam.to(pick_device(weights.device))
     if weights.compile:
-        announce("compiling the encoder for each image size that it meets, a minute or more each ...")
+        announce("compiling the encoder for each new image size, a minute or more each ...")
         compile_encoder(sam.image_encoder)
     return sam
 
 
-def imported_function(module: str, function: str) -> Callable[..., Any]:
-    """`function` of `module`, which may lie in the working directory. ValueError, one line, if there is none."""
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"model={module}:{function} cannot be imported ({error}); name it module:function") from error
-    if not callable(found):
-        raise ValueError(f"model={module}:{function} cannot be called: it is {found!r:.40}; name a function")
-    return found
-
-
 def _filled(config: ModelConfig, state: dict[str, Tensor], path: str | Path) -> Sam:
-    """`config`'s model with all of `state` in it; what only big.LITTLE models have may be missing as a whole."""
+    """Build `config`'s model and load `state`; routers and efficiency blocks may be missing, but only all of them."""
     sam = build_fresh(config)
     expected = sam.state_dict()
     state = _with_positions_for(config, state, expected, path)
@@ -284,7 +261,7 @@ def _filled(config: ModelConfig, state: dict[str, Tensor], path: str | Path) -> 
     if fresh:
         warnings.warn(
             f"{config.name}: {path} is a plain SAM; its weights fill the performance blocks, neck, prompt encoder and "
-            f"decoder, while {len(fresh)} tensors of routers and efficiency blocks are fresh and want distillation",
+            f"decoder, while {len(fresh)} tensors of routers and efficiency blocks are untrained and must be distilled",
             stacklevel=3,
         )
     sam.load_state_dict(state, strict=not fresh)
@@ -294,7 +271,7 @@ def _filled(config: ModelConfig, state: dict[str, Tensor], path: str | Path) -> 
 def _with_positions_for(
     config: ModelConfig, state: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path
 ) -> dict[str, Tensor]:
-    """`state` with positions made for another image side interpolated, as in ViTDet and SAM, saying so."""
+    """`state` with positions of another image side interpolated, with a warning, as in ViTDet and SAM."""
     position = state.get(f"image_encoder.{POSITIONS}")
     wanted = expected[f"image_encoder.{POSITIONS}"]
     if position is None or position.dim() != 4 or position.shape[1:3] == wanted.shape[1:3]:
@@ -306,7 +283,7 @@ def _with_positions_for(
     grid = F.interpolate(position.float().permute(0, 3, 1, 2), wanted.shape[1:3], mode="bicubic")
     resized = {f"image_encoder.{POSITIONS}": grid.permute(0, 2, 3, 1)}
     tables = tuple(f"image_encoder.blocks.{layer - 1}." for layer in config.global_layers)
-    for name, value in state.items():  # an efficiency block may have a window's table there, which stays
+    for name, value in state.items():  # an efficiency block may keep a window's table there
         if name.startswith(tables) and ".rel_pos_" in name and name in expected and len(value) != len(expected[name]):
             resized[name] = F.interpolate(value.float().T[None], len(expected[name]), mode="linear")[0].T
     return {**state, **resized}

@@ -1,4 +1,4 @@
-"""Milliseconds of a model."""
+"""Latency of a model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ REPEATS = 5
 
 @torch.no_grad()
 def milliseconds(sam: OriginalSam) -> dict[str, Any]:
-    """Median milliseconds of `sam`'s encoder and of its answer to one box, batch 1, on its whole square input.
+    """Median milliseconds of `sam`'s encoder and of decoding one box, batch 1, on its whole square input.
 
-    The encoder starts at normalised pixels on the device; an answer ends at masks of the square's size.
+    The encoder's time starts at normalised pixels on the device; the decoder's ends at masks of the square's size.
     """
     side = sam.image_encoder.img_size
     images = torch.zeros(1, 3, side, side, device=sam.device)
@@ -38,7 +38,7 @@ def milliseconds(sam: OriginalSam) -> dict[str, Any]:
 
 
 def now(device: torch.device) -> float:
-    """Milliseconds on a clock, once `device` has done what it was given."""
+    """Clock in milliseconds, read after `device` has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -47,7 +47,7 @@ def now(device: torch.device) -> float:
 
 
 def median_milliseconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median milliseconds of REPEATS calls of `work`, after one that warms up."""
+    """Median milliseconds of REPEATS calls of `work`, after one warm-up call."""
     work()
     spent = []
     for _ in range(REPEATS):

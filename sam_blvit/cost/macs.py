@@ -38,20 +38,20 @@ FLOP_PER_MAC = 2
 
 ENCODER_PARTS = {
     "patch embedding": r"ImageEncoder\.patch_embed",
-    "performance blocks": r"ImageEncoder\.blocks\.\d+",  # what routing multiplies belongs to them
+    "performance blocks": r"ImageEncoder\.blocks\.\d+",  # includes the products of routing
     "efficiency blocks": r"ImageEncoder\.blocks\.\d+\.little\.(norm1|attn|norm2|mlp)",
     "routers": r"ImageEncoder\.routers\.\d+",
     "neck": r"ImageEncoder\.(neck\.\d+|laterals\.\d+|enlarge)",
 }
-"""Parts of the encoder, and the modules that make each up; efficiency blocks, which lie in the others, are taken out of
-them."""
+"""Parts of the encoder and patterns of their modules. Efficiency blocks lie inside performance blocks; their share is
+subtracted."""
 PARTS = {
     **ENCODER_PARTS,
-    "prompt encoder": r"PromptEncoder(\.pe_layer)?",  # the image's positions are asked for outside `forward`
+    "prompt encoder": r"PromptEncoder(\.pe_layer)?",  # the image's positions are computed outside `forward`
     "mask decoder": r"MaskDecoder",
 }
 LAYERLESS = "prompt encoder"
-"""Its products with a random matrix are no layer: none in the paper's convention."""
+"""Its products with a random matrix are not a layer, so the paper's convention does not count them."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class MacCount:
 def count_macs(config: ModelConfig, *, input_size: tuple[int, int] | None = None) -> MacCount:
     """MACs of `config`'s model at its keep ratio.
 
-    `input_size` is a photograph's height and width: it is resized and padded as the model does with it. None: the
+    `input_size` is a photograph's height and width: resized and padded as the model does it. None: the
     model's whole square.
     """
     with torch.device("meta"):
@@ -111,7 +111,7 @@ def count_macs(config: ModelConfig, *, input_size: tuple[int, int] | None = None
 
 
 def sam_macs(sam: OriginalSam) -> tuple[Macs, Macs]:
-    """MACs of the encoder, and of the whole, of any segment_anything Sam on its whole square; nothing of it is run."""
+    """MACs of the encoder, and of the whole, of any segment_anything Sam on its whole square, without running it."""
     side = sam.image_encoder.img_size
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         with FakeCopyMode(mode):
@@ -124,7 +124,7 @@ def sam_macs(sam: OriginalSam) -> tuple[Macs, Macs]:
 
 @torch.no_grad()
 def module_macs(module: nn.Module, inputs: torch.Tensor) -> int:
-    """MACs of one call of any module in the full convention. `inputs` are computed on."""
+    """MACs of one call of any module in the full convention. The module is run on `inputs`."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused kernels are not counted
     try:
@@ -136,10 +136,9 @@ def module_macs(module: nn.Module, inputs: torch.Tensor) -> int:
 
 
 def flops(models: tuple[str, ...], config: FlopsConfig) -> str:
-    """What `sam-blvit flops` prints: a table or JSON of `models`, all of the registry where none is named.
+    """What `sam-blvit flops` prints: a table or JSON of `models`, by default all of the registry.
 
-    A keep ratio in `config` is for big.LITTLE models; a dense model's is 1 whatever is asked. ValueError for an
-    unknown name.
+    A keep ratio in `config` applies to big.LITTLE models; a dense model's is always 1. ValueError for an unknown name.
     """
     named = [model_config(name, **parse_options(config.options)) for name in models or MODELS]
     if config.keep_ratio is not None:
@@ -208,7 +207,7 @@ def _encoder_size(sam: Sam, photograph: tuple[int, int] | None) -> tuple[int, in
 def _counted_run(sam: OriginalSam, size: tuple[int, int]) -> tuple[FlopCounterMode, FlopCounterMode]:
     """What one image of `size` and one point cost: counters of the paper's convention and of every product."""
     full, paper = FlopCounterMode(display=False), FlopCounterMode(display=False, custom_mapping=_PAPER_RULES)
-    # attention as plain products, whatever is quickest on this machine
+    # attention as plain products, whichever backend is fastest on this machine
     with attention_backend("eager"), sdpa_kernel(SDPBackend.MATH), _MaskedRows(), full, paper:
         embedding = sam.image_encoder(torch.empty(1, 3, *size, device=sam.device))
         point = torch.empty(1, 1, 2, device=sam.device), torch.ones(1, 1, device=sam.device)
@@ -255,9 +254,9 @@ _PAPER_RULES: dict[Any, Callable[..., int]] = {
 
 
 class _MaskedRows(TorchDispatchMode):
-    """Says how many rows a boolean mask selects, which fake tensors cannot: all of them.
+    """Makes boolean masks select all rows, since fake tensors cannot know how many they select.
 
-    Only the prompt encoder has such masks, of points by label, and only sums hang on them.
+    Only the prompt encoder has such masks, of points by label, and only sums depend on them.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

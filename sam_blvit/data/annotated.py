@@ -1,4 +1,4 @@
-"""What is read from any source of training data: a photograph and what is marked on it."""
+"""What every source of training data returns: a photograph and its annotated objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sam_blvit.data.instances import Instance
 
 MAX_BAD_SHARE = 0.001
-"""Above this share of damaged or incomplete photographs the data are taken to be damaged as a whole."""
+"""If a larger share of photographs is damaged or incomplete, the whole data set is treated as damaged."""
 
 
 @dataclass(frozen=True)

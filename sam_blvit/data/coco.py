@@ -1,7 +1,7 @@
 """Your own photographs and masks: annotations in COCO's instance format, and a directory of images.
 
-The one thing to know: all of it is checked when the source is made, the pixels excepted. A mask that cannot be drawn
-stops a run before it starts.
+Everything except the pixels is checked when the source is created, so a mask that cannot be drawn stops a run before
+it starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sam_blvit.data.instances import ImageFile, Instance, check_masks, find_imag
 class Coco:
     """The photographs that `annotations` lists, by ascending image id (a `Source`).
 
-    One without an object is among them: it has nothing for the mask loss, and still is distilled.
+    Photographs without objects are included: they add nothing to the mask loss but are still distilled.
     """
 
     def __init__(self, annotations: str | Path, images: str | Path) -> None:
@@ -51,9 +51,9 @@ class Coco:
         self.name = str(annotations)
         self.annotations_sha256 = dataset.sha256
         self.image_ids: NDArray[np.int64] = np.array([file.image_id for file in files], dtype=np.int64)
-        # not relative_to, which refuses absolute file names
+        # relative_to would reject absolute file names
         self._locations = [os.path.splitext(os.path.relpath(file.path, images))[0] for file in files]
-        # bytes, as processes that read data share them; objects would be copied into each (see pairs.py)
+        # bytes are shared by data-loading processes, objects would be copied into each (see pairs.py)
         packed = [pickle.dumps((file, of_image[file.image_id])) for file in files]
         self._ends = np.cumsum([len(one) for one in packed])
         self._packed = np.frombuffer(b"".join(packed), dtype=np.uint8)
@@ -66,7 +66,7 @@ class Coco:
         return self._locations[index]
 
     def read(self, index: int) -> Annotated:
-        """The photograph and its objects; ValueError, one line, where it cannot be read or has another size."""
+        """The photograph and its objects; ValueError if it cannot be read or has another size than annotated."""
         file, instances = self._unpacked(index)
         return Annotated(file.image_id, file.pixels(), instances)
 

@@ -1,7 +1,7 @@
-"""Where training samples come from: which photographs a run uses, whatever lies on disk.
+"""Sources of training data: which photographs a run uses, independently of how they are stored.
 
-The one thing to know: a source lists its photographs by ascending id, so their order, and with it everything that is
-drawn, does not depend on how a directory is listed or in which tar a photograph lies.
+A source lists its photographs by ascending id. Their order, and with it every random draw, does not depend on how a
+directory is listed or which tar holds a photograph.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 HELD_OUT = 2**31
-"""What a draw is for, the last number of its seed: no epoch's."""
+"""Last number of the seed of the held-out draw; larger than any epoch, whose draws use theirs."""
 
 
 class Source(Protocol):
@@ -33,9 +33,9 @@ class Source(Protocol):
     image_ids: NDArray[np.int64]
     """(n,), ascending."""
     name: str
-    """What a user calls it."""
+    """Shown in messages."""
     annotations_sha256: str
-    """Hash of the file that annotates all photographs; empty where each has its own."""
+    """Hash of the file that annotates all photographs; empty if each has its own."""
 
     def __len__(self) -> int:
         """How many photographs there are."""
@@ -44,7 +44,7 @@ class Source(Protocol):
         """Where photograph `index` lies within the source."""
 
     def read(self, index: int) -> Annotated:
-        """Photograph `index`; ValueError, one line, if it is damaged."""
+        """Photograph `index`; ValueError if it is damaged."""
 
 
 class Part:
@@ -71,8 +71,10 @@ class Part:
 def training_source(config: TrainingDataConfig) -> Source:
     """The photographs that `config` names: of `data`, those on the manifest, without those to exclude.
 
-    The source's name says what it is and how many were left out. ValueError, one line, where a photograph of the
-    manifest is missing, or none is left.
+    The source's name includes the number of excluded photographs.
+
+    Raises:
+        ValueError: if a photograph of the manifest is missing, or none is left.
     """
     if config.annotations is not None:
         source: Source = Coco(config.annotations, config.data)
@@ -84,8 +86,7 @@ def training_source(config: TrainingDataConfig) -> Source:
 
 
 def part(source: Source, image_ids: ArrayLike, *, name: str | None = None) -> Source:
-    """The photographs `image_ids` of `source`, under its `name` or another; ValueError, one line, if some are not
-    there."""
+    """The photographs `image_ids` of `source`, named `name` or like `source`; ValueError if some are missing."""
     wanted = np.unique(np.asarray(image_ids, dtype=np.int64))
     missing = wanted[~np.isin(wanted, source.image_ids)]
     if len(missing):
@@ -108,7 +109,7 @@ def held_out(source: Source, count: int, *, seed: int) -> tuple[Source, Source]:
 def identity(source: Source) -> str:
     """SHA-256 of the ids of a source's photographs, where each lies, and the file that annotates them, if one does.
 
-    The directory that holds it all does not count: data may move.
+    The directory does not count, so data may be moved.
     """
     digest = hashlib.sha256(source.annotations_sha256.encode())
     for index, image_id in enumerate(source.image_ids.tolist()):
@@ -117,7 +118,7 @@ def identity(source: Source) -> str:
 
 
 def _listed(data: Path, manifest: Path) -> Source:
-    """The photographs of `manifest`: only the tars that it names are looked into, if there are tars."""
+    """The photographs of `manifest`: if there are tars, only those that it names are read."""
     locations = read_manifest(manifest)
     there = set(tar_names(data)) if data.is_dir() else set()
     tars = {location for location in locations.values() if location.endswith(TAR)}

@@ -1,7 +1,7 @@
-"""Where each photograph of a tar lies: found once, and kept beside the tar as `<name>.index.npz`.
+"""Index of the photographs in a tar, built once and kept beside it as `<name>.index.npz`.
 
-The one thing to know: an index counts for the size and time of change of its tar alone, and is written as a whole or
-not at all. So any number of processes may build it at once, and none reads half of one.
+An index is valid only for the size and modification time of its tar, and is written atomically. Any number of processes
+may build it at once, and none reads a partial one.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from sam_blvit.data.pairs import PAIR, Pairs, pairs_of
 from sam_blvit.system.files import write_atomically
 
 FORMAT = 1
-"""Number of the index's format; one of another is built anew."""
+"""Version of the index format; an index of another version is rebuilt."""
 GZIP_MAGIC = b"\x1f\x8b"
 ANY_MAY_WRITE = 0o222
 UNUSABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-"""What NumPy raises on a file that is no index, or half of one."""
+"""What NumPy raises for a file that is not an index or is truncated."""
 
 
 def index_path(tar: Path) -> Path:
-    """Where the index of `tar` is kept."""
+    """Path of the index of `tar`."""
     return tar.with_name(f"{tar.name}.index.npz")
 
 
 def indexed(tars: Sequence[Path]) -> list[Pairs]:
-    """The pairs in each of `tars`, from their indexes; those that lack one, or were changed since, are read through.
+    """The pairs in each of `tars`, from their indexes. Tars without an index, or changed since, are scanned.
 
-    Where an index cannot be kept that is said, once for all. ValueError names a tar that cannot be read.
+    Warns once if indexes cannot be written. Raises ValueError for a tar that cannot be read.
     """
     found, unkept = [], []
     for tar in tqdm(tars, desc="indexing tars", unit="tar", delay=5, disable=None):
         pairs = _kept(tar)
         if pairs is None:
-            stamp = _stamp(tar)  # before reading: a tar that changes meanwhile leaves an index that does not count
+            stamp = _stamp(tar)  # before reading: if the tar changes meanwhile, its index is invalid
             pairs = _read_through(tar)
             if (problem := _keep(tar, pairs, stamp)) is not None:
                 unkept.append(f"{tar} ({problem})")
@@ -60,7 +60,7 @@ def _stamp(tar: Path) -> list[int]:
 
 
 def _kept(tar: Path) -> Pairs | None:
-    """What the index of `tar` says; None where there is none that counts."""
+    """The pairs in the index of `tar`; None if there is no valid index."""
     try:
         with np.load(index_path(tar), allow_pickle=False) as index:
             pairs, stamp = index["pairs"], index["stamp"]
@@ -70,8 +70,8 @@ def _kept(tar: Path) -> Pairs | None:
 
 
 def _keep(tar: Path, pairs: Pairs, stamp: list[int]) -> str | None:
-    """Write the index of `tar`; what is in the way, if it cannot be."""
-    if not tar.parent.stat().st_mode & ANY_MAY_WRITE:  # root could, and yet should not
+    """Write the index of `tar`. Returns the reason if that is impossible."""
+    if not tar.parent.stat().st_mode & ANY_MAY_WRITE:  # root could write there, but should not
         return "its directory is read-only"
 
     def write(to: str) -> None:

@@ -1,6 +1,6 @@
-"""How every chart of ours looks, and its way to SVG text.
+"""Style of all charts, and their conversion to SVG.
 
-Figures are made and written directly, without pyplot: it would keep every one of them and look for a screen.
+Figures are created without pyplot, which would keep each of them in memory and look for a display.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-STYLE: Any = {  # keys typed as matplotlib's own list of them
+STYLE: Any = {  # matplotlib types the keys as a list of its own
     "svg.fonttype": "none",  # text stays text, in the reader's own font
     "svg.hashsalt": "sam_blvit",  # the same data give the same bytes
     "text.parse_math": False,  # a name may hold a $
@@ -27,17 +27,17 @@ LONGEST_NAME = 32
 
 
 def legend(figure: Figure) -> None:
-    """Explain what `figure` shows, above it."""
+    """Add a legend above `figure`."""
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
 
 
 def short(name: str) -> str:
-    """`name`, of a long one its end."""
+    """`name`, or the end of a long one."""
     return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
 
 
 def svg(figure: Figure) -> str:
-    """`figure` as SVG, the same text each time."""
+    """`figure` as SVG, reproducible byte for byte."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

@@ -1,6 +1,6 @@
-"""Pictures a person can judge a result by: a mask on its photograph, what the routers chose.
+"""Pictures for judging results: masks on their photograph, tokens that the routers chose.
 
-Takes and returns (H, W, 3) uint8 RGB; nothing given is changed. Lines and text grow with the picture.
+Takes and returns (H, W, 3) uint8 RGB; inputs are not modified. Line width scales with the picture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAPER: Colour = (248, 248, 248)
 INK: Colour = (40, 40, 40)
 OPACITY = 0.45
 WAITING: Colour = (18, 24, 44)
-"""What darkness is in tokens that were not sent to the performance block: not black, which photographs hold too."""
+"""Tint of tokens that were not sent to the performance block: not black, which occurs in photographs."""
 WAITING_BRIGHTNESS = 0.25
 PANEL = 640
 """Longest side of a routing panel, pixels."""
@@ -45,9 +45,9 @@ def draw_overlay(
     labels: ArrayLike | None = None,
     box: ArrayLike | None = None,
 ) -> np.ndarray:
-    """`image` (H, W, 3) with `mask` (H, W) tinted and outlined, and the prompt that it answers.
+    """`image` (H, W, 3) with `mask` (H, W) tinted and outlined, and its prompt.
 
-    `points` (n, 2) are drawn green where `labels` (n,) say on the object (1), red off it (0), green without labels.
+    `points` (n, 2) are green for label 1 (on the object) and red for 0 (off it); without `labels` (n,) all are green.
     `box` (4,) is X0, Y0, X1, Y1. All in pixels of `image`.
     """
     drawn = _outline(_tint(image, mask, MASK), mask, WHITE)
@@ -74,7 +74,7 @@ def draw_errors(image: np.ndarray, mask: np.ndarray, truth: np.ndarray, *, box: 
 def draw_objects(image: np.ndarray, masks: np.ndarray, *, boxes: ArrayLike | None = None) -> np.ndarray:
     """`image` (H, W, 3) with each of `masks` (n, H, W) tinted and outlined, and its box, in a colour of its own.
 
-    `boxes` (n, 4) are X0, Y0, X1, Y1 in pixels of `image`. n is at most 3, so that colours tell objects apart.
+    `boxes` (n, 4) are X0, Y0, X1, Y1 in pixels of `image`. n is at most 3, the number of colours.
     """
     assert len(masks) <= len(OBJECTS), f"{len(masks)} objects"
     drawn = image
@@ -88,7 +88,7 @@ def draw_objects(image: np.ndarray, masks: np.ndarray, *, boxes: ArrayLike | Non
 def draw_everything(image: np.ndarray, masks: Iterable[np.ndarray]) -> np.ndarray:
     """`image` (H, W, 3) with any number of `masks`, each (H, W) bool, tinted and outlined in colours of their own.
 
-    Of masks that overlap a later one lies on top.
+    Later masks are drawn over earlier ones.
     """
     painted, outlines = image.copy(), []
     for number, mask in enumerate(masks):
@@ -103,7 +103,7 @@ def draw_everything(image: np.ndarray, masks: Iterable[np.ndarray]) -> np.ndarra
 
 
 def routing_map(routing: Routing, layout: WindowLayout) -> np.ndarray:
-    """Which tokens of the first image `routing` sent to the performance block, (Gh, Gw) bool as they lie in it."""
+    """Which tokens of the first image `routing` sent to the performance block, (Gh, Gw) bool in raster order."""
     return layout.by_raster(routing.primary)[0, :, :, 0].bool().cpu().numpy()
 
 
@@ -117,7 +117,7 @@ def draw_routing(image: np.ndarray, maps: Mapping[int, np.ndarray], *, input_siz
 def routing_panels(
     image: np.ndarray, maps: Mapping[int, np.ndarray], *, input_size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """One panel a router: `image` with the tokens that wait darkened, under the router's layer and share.
+    """One panel per router: `image` with secondary tokens darkened, captioned with the router's layer and share.
 
     `maps` holds each router's `routing_map` by the layer it follows. `input_size` (h, w) is the photograph's size as
     the encoder saw it: tokens beyond it lie on padding, count in the share and are not drawn.
@@ -132,7 +132,7 @@ def routing_panels(
 
 
 def draw_page(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """One picture of `rows` of panels; those of a row are of one height, and side by side."""
+    """One picture of `rows` of panels; the panels of a row have the same height."""
     strips = [_tiled(panels, len(panels)) for panels in rows]
     width = max(strip.shape[1] for strip in strips)
     return np.concatenate([_widened(strip, width) for strip in strips])

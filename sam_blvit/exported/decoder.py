@@ -1,7 +1,7 @@
 """The prompt encoder and mask decoder inside an exported SAM decoder, as segment_anything's parameters.
 
-Reads what segment_anything's exporter and those derived from it (samexporter) write. Constants that lost their name are
-recognised by what reads them: each kind occurs in one place of the graph.
+Reads what segment_anything's exporter and those derived from it (samexporter) write. Constants without a name are
+recognised by the nodes that read them: each kind occurs in one place of the graph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read_decoder(path: str | Path, sam: OriginalSam) -> dict[str, Tensor]:
     """Parameters of `sam`'s prompt encoder and mask decoder from the exported decoder in `path`, under their names.
 
     Raises:
-        CheckpointError: naming what the file lacks, has beside, has in another shape or not finite.
+        CheckpointError: if a tensor is missing, unexpected, of another shape or not finite.
     """
     graph = Graph.read(path)
     found = {name.removeprefix(EXPORTERS_PREFIX): value for name, value in graph.parameters().items()}

@@ -1,4 +1,4 @@
-"""An exported SAM encoder, run by onnxruntime on the CPU, in the place of a PyTorch one.
+"""An exported SAM encoder, run by onnxruntime on the CPU in place of a PyTorch encoder.
 
 Shapes:
     B  images    S  side of the input, pixels    E  cells along a side of the embedding
@@ -24,7 +24,7 @@ PROVIDER = "CPUExecutionProvider"
 class ExportedEncoder(nn.Module):
     """Embeds normalised images with the graph in an ONNX file.
 
-    The session is opened at the first call, with as many threads as PyTorch then has, and stays.
+    The session is opened at the first call, with as many threads as PyTorch has then, and is kept.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -90,8 +90,8 @@ def _session(path: Path, threads: int) -> Any:
         raise CheckpointError(f"{path} is not a file; name an exported SAM encoder")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors alone: warnings about constants are the exporter's affair
+    options.log_severity_level = 3  # errors only: warnings about constants concern the exporter
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
-    except Exception as error:  # onnxruntime's own kinds
+    except Exception as error:  # onnxruntime has its own exception types
         raise CheckpointError(f"{path} cannot be run by onnxruntime ({first_line(error)})") from error

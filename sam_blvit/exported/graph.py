@@ -1,7 +1,7 @@
-"""Read an ONNX file's weights under the names that they had in PyTorch.
+"""Read an ONNX file's weights under their names in PyTorch.
 
 PyTorch's exporter keeps the names of most parameters but folds the weight of a linear layer into an unnamed,
-transposed constant. The bias added after that product keeps its name and tells whose weight it is.
+transposed constant. The bias added after that product keeps its name, which identifies the weight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sam_blvit.system.files import first_line
 
 WEIGHT, BIAS = ".weight", ".bias"
 PASSED_OVER = ("Cast", "Identity")
-"""Operations that hand a weight on."""
+"""Operations that pass a weight through."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Graph:
         """The graph in `path`.
 
         Raises:
-            CheckpointError: if onnx is not installed or the file is no ONNX model.
+            CheckpointError: if onnx is not installed or the file is not an ONNX model.
         """
         path = Path(path)
         model = _loaded(path)
@@ -109,7 +109,7 @@ def _loaded(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a file; name an ONNX model")
     try:
         model = onnx.load(path)
-    except Exception as error:  # protobuf's own, and whatever external data raise
+    except Exception as error:  # protobuf's exceptions, and those of external data
         raise CheckpointError(f"{path} is damaged or no ONNX model ({first_line(error)})") from error
     if not model.graph.node:
         raise CheckpointError(f"{path} is no ONNX model: its graph is empty")

@@ -1,6 +1,6 @@
 """A Sam from a pair of ONNX files: onnxruntime's encoder, and the decoder's own weights in PyTorch.
 
-The decoder is read, not run: so all of its four masks can be had, whichever the export returns.
+The decoder's weights are read and run in PyTorch, so all four masks are available, whichever the export returns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sam_blvit.exported.graph import Graph
 from sam_blvit.model.build import PIXEL_MEAN, PIXEL_STD, build_mask_decoder, build_prompt_encoder
 
 PREFIX = "onnx:"
-"""What marks a pair of ONNX files where a model is named: onnx:ENCODER,DECODER."""
+"""Prefix of a model name that stands for a pair of ONNX files: onnx:ENCODER,DECODER."""
 ONNX = ".onnx"
 ENCODER, DECODER = "encoder", "decoder"
 
@@ -28,7 +28,7 @@ class ExportedSam(OriginalSam):
 
     @property
     def name(self) -> str:
-        """What tables call it: the encoder's file without suffix."""
+        """Name in tables: the encoder's file without suffix."""
         return self.image_encoder.path.stem
 
 
@@ -72,7 +72,7 @@ def decoder_beside(encoder: Path) -> Path:
 
 
 def exported_pair(model: str) -> tuple[Path, Path | None] | None:
-    """The files that `model` names as onnx:ENCODER or onnx:ENCODER,DECODER; None if it is no such name."""
+    """The files that `model` names as onnx:ENCODER or onnx:ENCODER,DECODER; None for any other name."""
     if not model.startswith(PREFIX):
         return None
     encoder, _, decoder = model.removeprefix(PREFIX).partition(",")

@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep large blocks: on a CPU page faults otherwise cost up to half of an encoder's time."""
+"""Makes glibc keep large blocks. Otherwise page faults cost up to half of an encoder's time on a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOP_PAD = 64 << 20
 def tune_allocator() -> bool:
     """Have this process reuse large blocks instead of mapping and unmapping each one; memory is returned later.
 
-    Our commands call it; a library user may. Returns whether it took effect (glibc only, so Linux only).
+    The package's commands call it; library users may too. Returns whether it took effect (glibc only, so Linux only).
     """
     if not sys.platform.startswith("linux"):
         return False

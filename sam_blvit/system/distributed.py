@@ -1,4 +1,4 @@
-"""Where code runs: the device and dtype a name stands for, and this process among those that torchrun started."""
+"""Devices, dtypes, and the processes that torchrun started."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Processes:
     def wait(self) -> None:
         """Return once every process is here.
 
-        This and what follows raise ValueError, soon, if one of the others ended before.
+        This and the methods below soon raise ValueError if another process has ended.
         """
         if self.count > 1:
             with _others_are_there():
@@ -69,21 +69,21 @@ def _others_are_there() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ValueError(
-            "another process of this run has ended, and its message says why; what was saved is kept: start the run "
-            "again (an evaluation with --resume), and it goes on"
+            "another process of this run has ended, see its message; what was saved is kept: start the run "
+            "again to resume it (an evaluation with --resume)"
         ) from error
 
 
 @contextmanager
 def joined_processes(device: torch.device | None = None) -> Iterator[Processes]:
-    """The processes that torchrun started, joined while the context lasts; without torchrun this one alone.
+    """The processes that torchrun started, connected while the context lasts; without torchrun only this one.
 
-    `device`: where tensors lie that travel between them. None: no tensor of a GPU will.
+    `device`: of the tensors that processes exchange. None: only CPU tensors are exchanged.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    # one process may be hours later than another in an evaluation, and one that dies hangs up
+    # one process may be hours later than another in an evaluation, and one that dies closes its connections
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
@@ -95,9 +95,9 @@ def joined_processes(device: torch.device | None = None) -> Iterator[Processes]:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products called `name`, float32 or bfloat16; auto is bfloat16 where `device` multiplies it.
+    """The dtype of matrix products called `name`, float32 or bfloat16; auto is bfloat16 if `device` supports it.
 
-    A CPU with AVX2 alone multiplies bfloat16 a hundred times slower than float32.
+    A CPU that has only AVX2 multiplies bfloat16 a hundred times slower than float32.
     """
     if name == "auto":
         name = "bfloat16" if multiplies_bfloat16(device) else "float32"
@@ -116,9 +116,9 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; auto is the first of cuda, mps, cpu that there is. ValueError if it is not there.
+    """The device called `name`; auto is the first available of cuda, mps and cpu. ValueError if it is not available.
 
-    Of several CUDA devices each process that torchrun started on this machine takes its own.
+    If there are several CUDA devices, each process that torchrun started on this machine uses its own.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":

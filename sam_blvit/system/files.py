@@ -1,4 +1,4 @@
-"""Files in and out: written as a whole or not at all, known by their hash, named by one line where they fail."""
+"""Atomic writes, hashes of files, and checks of paths."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         write(temporary)
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would keep the file to its writer
-        to_disk(temporary)  # else a machine that goes down may leave the name and lose the content
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would make the file private
+        to_disk(temporary)  # otherwise a crash may leave the name without the content
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What the JSON in `text` says. Raises ValueError also where it is nested deeper than Python can follow."""
+    """Parse JSON. Raises ValueError also if it is nested too deeply for Python."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -52,7 +52,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def output_directory(path: Path) -> Path:
-    """`path` as a directory that exists, made if need be."""
+    """`path`, created as a directory if necessary."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,7 +62,7 @@ def output_directory(path: Path) -> Path:
 
 
 def check_inputs_stay(outputs: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
-    """Raise ValueError, one line, if a file to be written is one of `inputs`, whatever path or link names it."""
+    """Raise ValueError if an output would replace one of `inputs`, also through another path or a link."""
     given = [path for path in inputs if path is not None and os.path.exists(path)]
     for output in filter(os.path.exists, outputs):
         for path in given:
@@ -80,5 +80,5 @@ def file_sha256(path: str | Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What `error` says, as one line; its kind if it says nothing."""
+    """The first line of `error`'s message, or its type if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

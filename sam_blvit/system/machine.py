@@ -1,4 +1,4 @@
-"""The machine: everything besides the model that a time depends on."""
+"""The machine: everything except the model that affects timings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 TELLING = ("LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES", "OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_")
-"""Beginnings of the names of environment variables that change times."""
+"""Prefixes of environment variables that affect timings."""
 
 
 def processor() -> str:
@@ -24,7 +24,7 @@ def processor() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What `device` is, for people: the card's or the processor's name."""
+    """Name of the GPU or the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 

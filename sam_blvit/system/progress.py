@@ -1,4 +1,4 @@
-"""Words for who waits at a terminal; a log file gets none."""
+"""Messages for a user at a terminal, not for log files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which code is running."""
+"""The git revision of the running code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def git_revision() -> str | None:
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", f"--abbrev={SHORT_REVISION}"]
     if not (root / ".git").exists():
-        return None  # installed: a repository around it would be somebody else's
+        return None  # installed: a repository around it would be another project's
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -283,7 +283,7 @@ def test_a_base_beneath_a_whole_model_is_refused(trained: Trained, tmp_path: Pat
 
 def test_a_base_without_an_adapter_is_refused(trained: Trained, tmp_path: Path, refused: Refused) -> None:
     trained()
-    with refused(CheckpointError, match=r"base=.*sam\.pth wants an adapter above it; name that as checkpoint"):
+    with refused(CheckpointError, match=r"base=.*sam\.pth needs an adapter; name that as checkpoint"):
         sam_model_registry["blvit_tiny"](base=tmp_path / "sam.pth")
 
 

@@ -256,7 +256,7 @@ def test_a_plain_sam_fills_all_it_has_weights_for(plain: tuple[sa.Sam, Path], bu
 def test_a_plain_sam_leaves_the_big_little_parts_at_their_start(
     plain: tuple[sa.Sam, Path], build_tiny: Callable[..., Sam]
 ) -> None:
-    with pytest.warns(UserWarning, match="routers and efficiency blocks are fresh"):
+    with pytest.warns(UserWarning, match="routers and efficiency blocks are untrained"):
         state = build_tiny(plain[1]).state_dict()
     assert all(
         state[f"image_encoder.blocks.{block}.alpha_{half}"] == 0 for block in (1, 2, 3) for half in ("attn", "mlp")

@@ -124,7 +124,7 @@ def killed_after_two_shards(settings: dict[str, Any], monkeypatch: pytest.Monkey
     return settings["output"]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fresh and want", "ignore:.*positions interpolated")
+pytestmark = pytest.mark.filterwarnings("ignore:.*must be distilled", "ignore:.*positions interpolated")
 
 
 # what is kept -------------------------------------------------------------------------------------------------------

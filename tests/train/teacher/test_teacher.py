@@ -39,7 +39,7 @@ Build = Callable[[Sam], Sam]
 Refused = Callable[[type[Exception], str], AbstractContextManager[Any]]
 DECODERS = ("prompt_encoder.", "mask_decoder.")
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(fresh and want|starts with evenly|takes prompt encoder|positions interpolated)"
+    "ignore:.*(must be distilled|starts with evenly|takes prompt encoder|positions interpolated)"
 )
 
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_alone_is_gone_on_with(tmp_path: Path, randomize: Build) ->
 
 
 def test_a_student_starts_from_its_teacher(teacher: Path) -> None:
-    with pytest.warns(UserWarning, match="fresh and want distillation"):
+    with pytest.warns(UserWarning, match="must be distilled"):
         student, its_teacher = load_student_and_teacher(config(teacher=teacher))
     assert its_teacher is not None
     assert student.config == MODELS["blvit_tiny"]
@@ -203,7 +203,7 @@ def test_a_plain_sam_gives_the_performance_blocks(tmp_path: Path, teacher: Path,
     plain = load_teacher(config(teacher=teacher), MODELS["blvit_tiny"])
     save_plain_sam(plain, tmp_path / "plain.pth")
     settings = config(teacher=large, teacher_model="vit_h", checkpoint=tmp_path / "plain.pth")
-    with pytest.warns(UserWarning, match="fresh and want") as said:
+    with pytest.warns(UserWarning, match="must be distilled") as said:
         student, _ = load_student_and_teacher(settings)
     assert equal(plain, student, ("image_encoder.",))
     assert any("takes prompt encoder" in str(warning.message) for warning in said)
